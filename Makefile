@@ -1,0 +1,29 @@
+# make demo   the whole pipeline on a tiny random LLaVA, on the CPU
+# make test   the test suite
+# Both make their own virtual environment first.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.installed
+	$(BIN)/llava-amber demo --output-dir demo-output
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest -n 2 tests
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# torch first and by itself: its version is pinned before anything else can ask for a newer one.
+$(VENV)/.installed: pyproject.toml tests/constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint tests/constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint tests/constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo-output

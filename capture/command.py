@@ -1,0 +1,100 @@
+"""The options of `llava-amber capture`, which are those of `python -m capture`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Optional
+
+import typer
+
+from capture.settings import CaptureSettings
+from llava_amber_activations.layers import DEFAULT_N_TARGETS
+from llava_amber_activations.recipe import DType, Positions, XSite
+
+
+def capture_command(
+    model: Annotated[str, typer.Option(help="Model: an id on the Hub, or a folder.")],
+    dataset: Annotated[
+        Path, typer.Option(help='Query file: [{"id": 1, "image": "1.jpg", "query": "…"}, …].')
+    ],
+    image_dir: Annotated[Path, typer.Option(help="Folder that holds the pictures.")],
+    output_dir: Annotated[
+        Path, typer.Option(help="Capture store to begin, to go on with, or to finish.")
+    ],
+    n_targets: Annotated[
+        int, typer.Option(min=1, help="MLP outputs that `build` gives each layer as targets.")
+    ] = DEFAULT_N_TARGETS,
+    positions: Annotated[
+        Positions, typer.Option(help="Which token positions of each sample are kept.")
+    ] = "last",
+    x_site: Annotated[
+        XSite,
+        typer.Option(
+            help="Where x is read: the stream that the MLP block reads (resid_mid), the stream "
+            "that enters the layer (resid_pre), or what the MLP receives after its norm (mlp_in)."
+        ),
+    ] = "resid_mid",
+    dtype: Annotated[
+        Optional[DType],
+        typer.Option(help="What the model computes in. [default: float16 on a GPU, else float32]"),
+    ] = None,
+    store_dtype: Annotated[
+        Optional[DType], typer.Option(help="What is kept. [default: the same as --dtype]")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples in one forward pass.")] = 8,
+    max_samples: Annotated[
+        Optional[int], typer.Option(min=1, help="Capture only the first so many samples.")
+    ] = None,
+    chunk_samples: Annotated[
+        Optional[int],
+        typer.Option(min=1, help="Samples in one file. [default: 64 for last, else 8]"),
+    ] = None,
+    on_error: Annotated[
+        Literal["stop", "skip"],
+        typer.Option(help="What an unreadable picture does: stop the run, or skip its sample."),
+    ] = "stop",
+    revision: Annotated[
+        Optional[str], typer.Option(help="Branch, tag or commit of the model on the Hub.")
+    ] = None,
+) -> None:
+    """Run a model over a query file and keep its activations in a capture store.
+
+    Run again after an interruption, it makes only what is missing. With `accelerate launch`, the
+    chunks are shared among the processes.
+    """
+    # torch and transformers take seconds to import, which --help should not.
+    from accelerate import PartialState
+
+    from capture.run import capture
+
+    settings = CaptureSettings(
+        model=model,
+        dataset=dataset,
+        image_dir=image_dir,
+        output_dir=output_dir,
+        n_targets=n_targets,
+        positions=positions,
+        x_site=x_site,
+        dtype=dtype,
+        store_dtype=store_dtype,
+        batch_size=batch_size,
+        max_samples=max_samples,
+        chunk_samples=chunk_samples,
+        on_error=on_error,
+        revision=revision,
+    )
+    state = PartialState()
+    result = capture(
+        settings, device=state.device, rank=state.process_index, world_size=state.num_processes
+    )
+    made = f"{result.chunks_made} of {result.chunks_total} chunks made now"
+    if result.records is None:
+        typer.echo(f"{output_dir}: {made}; the others are another process's, or still to make")
+        return
+    n_rows = sum(record.n_rows for record in result.records)
+    skipped = sum(record.error is not None for record in result.records)
+    note = f", {skipped} of them skipped (samples.jsonl says why)" if skipped else ""
+    typer.echo(
+        f"{output_dir}: {len(result.records)} samples{note}, {n_rows} rows; {made}. "
+        f"Next: llava-amber build {output_dir} DATASET"
+    )

@@ -1,0 +1,113 @@
+"""Loading a LLaVA-type model with its processor, ready to be tapped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from capture.decoder import Decoder, check_sites, find_decoder
+from llava_amber_activations.errors import ActivationsError
+
+_TORCH_DTYPES = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+}
+
+
+@dataclass(frozen=True)
+class CaptureModel:
+    """A model that has been loaded and checked.
+
+    Attributes:
+        body: the model without its language-model head, whose logits nobody needs.
+        processor: makes token ids and pixels from text and pictures.
+        decoder: where the taps go.
+        image_token_id: id of the tokens that the picture's patches take the place of.
+        device: where inputs go.
+        revision: commit of the model on the Hub, or None for a folder.
+    """
+
+    body: nn.Module
+    processor: Any
+    decoder: Decoder
+    image_token_id: int
+    device: torch.device
+    revision: str | None
+
+    def on_device(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Move a batch to the model's device, and its pixels to the model's dtype."""
+        dtype = next(self.body.parameters()).dtype
+        return {
+            name: value.to(self.device, dtype if value.is_floating_point() else value.dtype)
+            for name, value in inputs.items()
+        }
+
+    @property
+    def image_processor(self) -> str:
+        """Class name of what makes the pixels."""
+        return type(self.processor.image_processor).__name__
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """Return the torch dtype of a recipe's `dtype` or `store_dtype`."""
+    return _TORCH_DTYPES[name]
+
+
+def default_dtype(device: torch.device) -> str:
+    """float16 on a GPU, float32 on a CPU, which has no fast half precision."""
+    return "float32" if device.type == "cpu" else "float16"
+
+
+def load_model(
+    name: str, *, dtype: str, device: torch.device, revision: str | None = None
+) -> CaptureModel:
+    """Load `name` (a Hub id or a folder) and check that it can be captured.
+
+    Raises:
+        ActivationsError: it cannot be loaded, has no chat template, or its layers are not those
+            of `capture.decoder`.
+    """
+    try:
+        processor = AutoProcessor.from_pretrained(name, revision=revision)
+        model = AutoModelForImageTextToText.from_pretrained(
+            name, revision=revision, dtype=torch_dtype(dtype), attn_implementation="sdpa"
+        )
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise ActivationsError(
+            f"cannot load the model {name}: {reason}. Give a folder that holds a vision-language "
+            "model and its processor, or a model id of the Hub"
+        ) from None
+    return prepare_model(model, processor, device)
+
+
+def prepare_model(model: Any, processor: Any, device: torch.device) -> CaptureModel:
+    """Check a loaded model and move it to `device`.
+
+    Raises:
+        ActivationsError: as `load_model`.
+    """
+    kind = type(model).__name__
+    if not getattr(processor, "chat_template", None):
+        raise ActivationsError(f"the processor of {kind} has no chat template to make prompts with")
+    image_token_id = getattr(model.config, "image_token_id", None)
+    if image_token_id is None:
+        raise ActivationsError(f"the config of {kind} names no image token: is it a LLaVA-type model?")
+    model.eval().to(device)
+    body = model.base_model
+    if body is model:
+        raise ActivationsError(f"{kind} does not keep its language-model head apart from its body")
+    decoder = find_decoder(body)
+    check_sites(body, decoder, _probe_ids(processor, image_token_id).to(device))
+    revision = getattr(model.config, "_commit_hash", None)
+    return CaptureModel(body, processor, decoder, image_token_id, device, revision)
+
+
+def _probe_ids(processor: Any, image_token_id: int) -> torch.Tensor:
+    ids = processor.tokenizer("Describe this image.")["input_ids"]
+    return torch.tensor([[token for token in ids if token != image_token_id]])

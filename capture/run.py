@@ -1,0 +1,150 @@
+"""The capture run: which chunks are missing, whose they are, and making each one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from capture.chunk import capture_chunk
+from capture.inputs import QUERY_PLACEHOLDER, render_prompt
+from capture.model import CaptureModel, default_dtype, load_model, torch_dtype
+from capture.queries import check_images, read_queries
+from capture.settings import CaptureSettings
+from capture.taps import Taps
+from llava_amber_activations.errors import ActivationsError
+from llava_amber_activations.files import is_empty_or_missing
+from llava_amber_activations.layers import LayerWindow
+from llava_amber_activations.recipe import Recipe
+from llava_amber_activations.store import (
+    Chunk,
+    SampleRecord,
+    chunk_path,
+    is_store,
+    missing_chunks,
+    read_recipe,
+    recipe_chunks,
+    write_chunk,
+    write_recipe,
+    write_samples,
+)
+
+# One row of LLaVA-1.5-7B is 512 KiB, and a sample has about 600 of them when all are kept: these
+# defaults hold a chunk to about 32 MiB and 2.4 GiB.
+_CHUNK_SAMPLES = {"last": 64}
+_CHUNK_SAMPLES_MANY_ROWS = 8
+
+_VERSIONS_THAT_DECIDE_VALUES = ("torch", "transformers", "pillow")
+
+
+@dataclass(frozen=True)
+class CaptureResult:
+    """What a run found and did: chunks made now, and samples and rows of the whole store.
+
+    `records` is None while other processes still have chunks to make.
+    """
+
+    chunks_made: int
+    chunks_total: int
+    records: list[SampleRecord] | None
+
+
+def capture(
+    settings: CaptureSettings, *, device: torch.device, rank: int = 0, world_size: int = 1
+) -> CaptureResult:
+    """Capture every missing chunk that is this rank's; whoever finds the last one finishes.
+
+    A chunk's owner is its number modulo `world_size`, and its contents do not depend on who made
+    it. No process waits for another: one that dies leaves its chunks to the next run.
+
+    Raises:
+        ActivationsError: any input is unusable, or the store holds something else.
+    """
+    queries, queries_sha256 = read_queries(settings.dataset, settings.max_samples)
+    if settings.on_error == "stop":
+        check_images(queries, settings.image_dir)
+    elif not settings.image_dir.is_dir():
+        raise ActivationsError(f"the image folder {settings.image_dir} does not exist")
+    store = settings.output_dir
+    if not is_store(store) and not is_empty_or_missing(store):
+        raise ActivationsError(
+            f"{store} holds something that is not a capture store: give an empty or a new folder"
+        )
+    dtype = settings.dtype or default_dtype(device)
+    model = load_model(settings.model, dtype=dtype, device=device, revision=settings.revision)
+    recipe = make_recipe(settings, model, dtype, len(queries), queries_sha256)
+    adopt_recipe(store, recipe)
+
+    chunks = recipe_chunks(recipe)
+    for number in range(rank, len(chunks), world_size):
+        if chunk_path(store, number).exists():
+            Chunk(chunk_path(store, number))  # a damaged chunk is refused, not passed over
+    todo = [number for number in missing_chunks(store, recipe) if number % world_size == rank]
+    n_samples = sum(len(chunks[number]) for number in todo)
+    with (
+        Taps(model.decoder, settings.x_site, torch_dtype(recipe.store_dtype)) as taps,
+        tqdm(total=n_samples, unit=" samples", desc="capture", disable=rank != 0) as progress,
+    ):
+        for number in todo:
+            chunk_queries = [queries[sample] for sample in chunks[number]]
+            tensors, records = capture_chunk(
+                chunk_queries, model, taps, settings, on_samples=progress.update
+            )
+            write_chunk(chunk_path(store, number), tensors, records)
+    complete = not missing_chunks(store, recipe)
+    return CaptureResult(
+        len(todo), len(chunks), write_samples(store, recipe) if complete else None
+    )
+
+
+def make_recipe(
+    settings: CaptureSettings,
+    model: CaptureModel,
+    dtype: str,
+    n_samples: int,
+    queries_sha256: str,
+) -> Recipe:
+    """Write down everything that decides the values of this capture."""
+    n_layers = len(model.decoder.layers)
+    LayerWindow(n_layers, settings.n_targets)
+    chunk_samples = settings.chunk_samples or _CHUNK_SAMPLES.get(
+        settings.positions, _CHUNK_SAMPLES_MANY_ROWS
+    )
+    return Recipe(
+        model=settings.model,
+        revision=model.revision,
+        dtype=dtype,
+        store_dtype=settings.store_dtype or dtype,
+        x_site=settings.x_site,
+        positions=settings.positions,
+        prompt=render_prompt(model.processor, QUERY_PLACEHOLDER),
+        n_layers=n_layers,
+        hidden_size=model.decoder.hidden_size,
+        n_targets=settings.n_targets,
+        benchmark=settings.dataset.name,
+        queries_sha256=queries_sha256,
+        n_samples=n_samples,
+        chunk_samples=chunk_samples,
+        image_processor=model.image_processor,
+        versions={name: version(name) for name in _VERSIONS_THAT_DECIDE_VALUES},
+    )
+
+
+def adopt_recipe(store: Path, recipe: Recipe) -> None:
+    """Begin a store with `recipe`, or check that it was begun with the same one.
+
+    Raises:
+        ActivationsError: the store was made by another recipe; names what differs.
+    """
+    if not is_store(store):
+        write_recipe(store, recipe)
+        return
+    differences = read_recipe(store).differences(recipe)
+    if differences:
+        raise ActivationsError(
+            f"{store} was captured with another recipe: {', '.join(differences)}. "
+            "Capture into a new folder, or with the options that this one was begun with"
+        )

@@ -1,0 +1,53 @@
+"""Activations of LLaVA-1.5-7B on AMBER: what the data is, and reading it.
+
+    from llava_amber_activations import load_activations, activation_batches
+
+    ds = load_activations("KOKOSde/llava-amber-activations", layer=5, n_targets=4, streaming=True)
+    for batch in activation_batches(ds, batch_size=4096, shuffle=True, seed=0):
+        batch["x"], batch["targets"]  # [B, H], [B, 4, H]
+
+What needs `datasets` is imported when it is first asked for, so that a capture runs where
+`datasets` is not installed.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from llava_amber_activations.errors import ActivationsError
+
+if TYPE_CHECKING:
+    from llava_amber_activations.batches import activation_batches
+    from llava_amber_activations.dataset_builder import (
+        LlavaAmberActivations,
+        LlavaAmberActivationsConfig,
+    )
+    from llava_amber_activations.layers import LayerWindow
+    from llava_amber_activations.loading import load_activations
+    from llava_amber_activations.recipe import Recipe
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "LayerWindow": "layers",
+    "LlavaAmberActivations": "dataset_builder",
+    "LlavaAmberActivationsConfig": "dataset_builder",
+    "Recipe": "recipe",
+    "activation_batches": "batches",
+    "load_activations": "loading",
+}
+
+__all__ = [
+    "ActivationsError",
+    "LayerWindow",
+    "LlavaAmberActivations",
+    "LlavaAmberActivationsConfig",
+    "Recipe",
+    "activation_batches",
+    "load_activations",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,89 @@
+"""Which layers are the targets of which, and what a layer's vectors are called."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llava_amber_activations.errors import ActivationsError
+
+DEFAULT_N_TARGETS = 16
+
+
+@dataclass(frozen=True)
+class LayerWindow:
+    """The targets of every layer of a model.
+
+    The targets of layer L are the MLP outputs of L+first_target, L+first_target+1, … : `n_targets`
+    of them, or as many as there are layers left. With `first_target=1` (this project's convention)
+    and 32 layers, L0 … L15 have 16 targets, L16 has 15 and L30 has one. With `first_target=0` (the
+    convention of Anthropic's circuit-tracing paper, and of most CLT trainers) the targets start at
+    L itself.
+
+    Attributes:
+        n_layers: decoder layers of the model.
+        n_targets: the most targets a layer has.
+        first_target: distance from a layer to its first target, 0 or 1.
+    """
+
+    n_layers: int
+    n_targets: int = DEFAULT_N_TARGETS
+    first_target: int = 1
+
+    def __post_init__(self) -> None:
+        if self.n_layers < 1:
+            raise ActivationsError(f"n_layers must be at least 1, got {self.n_layers}")
+        if self.n_targets < 1:
+            raise ActivationsError(f"n_targets must be at least 1, got {self.n_targets}")
+        if self.first_target not in (0, 1):
+            raise ActivationsError(f"first_target must be 0 or 1, got {self.first_target}")
+
+    @property
+    def sources(self) -> range:
+        """The layers that have a target at all: each one is a split."""
+        return range(self.n_layers - self.first_target)
+
+    def targets(self, layer: int) -> range:
+        """Return the layers whose MLP outputs are the targets of `layer`, in order.
+
+        Raises:
+            ActivationsError: `layer` has no targets, or is no layer of the model.
+        """
+        if layer not in self.sources:
+            last = self.n_layers - self.first_target - 1
+            raise ActivationsError(f"layer {layer} has no targets: the layers that do are 0 to {last}")
+        first = layer + self.first_target
+        return range(first, min(first + self.n_targets, self.n_layers))
+
+
+def split_name(layer: int) -> str:
+    """Name of a layer's split, and of its config: `L5`."""
+    return f"L{layer}"
+
+
+def x_name(layer: int) -> str:
+    """Name of a layer's `x`, in a chunk and in `all_layers`: `x_05`."""
+    return f"x_{layer:02d}"
+
+
+def mlp_out_name(layer: int) -> str:
+    """Name of a layer's MLP output, in a chunk and in `all_layers`: `mlp_out_05`."""
+    return f"mlp_out_{layer:02d}"
+
+
+def parse_layers(text: str, available: range | tuple[int, ...]) -> tuple[int, ...]:
+    """Parse a list of layers such as `0-30` or `0,5,10-12`, ascending and each once.
+
+    Raises:
+        ActivationsError: the text is not such a list, or names a layer that is not `available`.
+    """
+    layers: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise ActivationsError(f"'{text}' is not a list of layers: write 5, 0-30 or 0,5,10-12")
+        layers.update(range(int(first), int(last if dash else first) + 1))
+    missing = sorted(layers - set(available))
+    if missing or not layers:
+        have = f"{min(available)} to {max(available)}" if available else "none"
+        raise ActivationsError(f"layers {missing or text} are not in this data: it has {have}")
+    return tuple(sorted(layers))

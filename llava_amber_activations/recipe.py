@@ -1,0 +1,101 @@
+"""How a set of activations was made: the text of `capture.json`, which travels with the data."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from llava_amber_activations.errors import ActivationsError
+
+FORMAT_VERSION = "1.0"
+
+XSite = Literal["resid_mid", "resid_pre", "mlp_in"]
+Positions = Literal["last", "all", "image", "text"]
+DType = Literal["float16", "bfloat16", "float32"]
+
+X_SITES: tuple[str, ...] = get_args(XSite)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the values of a capture; None where an import cannot know it.
+
+    Attributes:
+        format_version: of the store and of the dataset made from it, "major.minor".
+        origin: "capture", or which `.pt` layout the data was imported from.
+        model: Hub id or folder of the model; `revision` is its commit where it came from the Hub.
+        dtype: what the model computed in; `store_dtype` is what was kept.
+        x_site: where in a layer `x` was read.
+        positions: which token positions of a sample became rows.
+        prompt: the chat template's text, `{query}` standing for the sample's query.
+        n_layers, hidden_size: of the language model.
+        n_targets: how many targets a layer has unless the builder is told otherwise.
+        benchmark: file name of the query file; `queries_sha256` is its checksum.
+        n_samples, chunk_samples: samples in all, and in each chunk of the store.
+        image_processor: class that made the pixels (its backends differ in the last bits).
+        versions: of the libraries that decide values.
+    """
+
+    n_layers: int
+    hidden_size: int
+    n_targets: int
+    store_dtype: str
+    n_samples: int
+    origin: str = "capture"
+    model: str | None = None
+    revision: str | None = None
+    dtype: str | None = None
+    x_site: str | None = None
+    positions: str | None = None
+    prompt: str | None = None
+    benchmark: str | None = None
+    queries_sha256: str | None = None
+    chunk_samples: int | None = None
+    image_processor: str | None = None
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)
+    format_version: str = FORMAT_VERSION
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the recipe as a JSON object, `format_version` first."""
+        fields = dataclasses.asdict(self)
+        return {"format_version": fields.pop("format_version"), **fields}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any], where: object) -> Recipe:
+        """Read a recipe back.
+
+        Raises:
+            ActivationsError: it was written by a newer major format, or keys are missing; the
+                message names `where`.
+        """
+        check_format_version(value.get("format_version"), where)
+        known = {field.name for field in dataclasses.fields(cls)}
+        try:
+            return cls(**{key: item for key, item in value.items() if key in known})
+        except TypeError as error:
+            raise ActivationsError(f"{where} is not a capture recipe: {error}") from None
+
+    def differences(self, other: Recipe) -> list[str]:
+        """Name every field in which two recipes differ, as `field (this, not that)`."""
+        mine, theirs = self.to_json(), other.to_json()
+        return [
+            f"{key} ({mine[key]!r}, not {theirs[key]!r})" for key in mine if mine[key] != theirs[key]
+        ]
+
+
+def check_format_version(version: object, where: object) -> None:
+    """Refuse data of a newer major format than this release reads.
+
+    Raises:
+        ActivationsError: the version is missing, malformed or of another major number.
+    """
+    major = str(version).partition(".")[0]
+    if not major.isdecimal():
+        raise ActivationsError(f"{where} names no format version: it is not a file of this project")
+    ours = FORMAT_VERSION.partition(".")[0]
+    if int(major) > int(ours):
+        raise ActivationsError(
+            f"{where} is of format {version}, and this release reads format {ours}.x: "
+            f"install llava-amber-activations {major}.0 or newer to read it"
+        )

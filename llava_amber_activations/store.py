@@ -1,0 +1,220 @@
+"""The capture store: its files, its tensors, and reading and writing one chunk.
+
+    STORE/
+      capture.json                        the recipe
+      samples.jsonl                       one line a sample; written when the last chunk is there
+      chunks/chunk-00000.safetensors      x_00 …, mlp_out_00 …: [rows, H]
+                                          sample, position, token_id: int32 [rows]
+
+A chunk covers a fixed range of samples and appears whole or not at all. Its safetensors header
+carries, under the one metadata key `chunk`, the records of its samples and the SHA-256 of its
+tensors. (One key, because the order in which several are written is not defined, and equal chunks
+must be equal files.)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from llava_amber_activations.errors import ActivationsError
+from llava_amber_activations.files import (
+    parse_json_object,
+    write_json,
+    write_text,
+    written_whole,
+)
+from llava_amber_activations.layers import mlp_out_name, x_name
+from llava_amber_activations.recipe import Recipe
+
+RECIPE_FILE = "capture.json"
+SAMPLES_FILE = "samples.jsonl"
+CHUNKS_DIR = "chunks"
+SAMPLE, POSITION, TOKEN_ID = "sample", "position", "token_id"
+ROW_TENSORS = (SAMPLE, POSITION, TOKEN_ID)
+_METADATA_KEY = "chunk"
+
+
+@dataclass(frozen=True)
+class SampleRecord:
+    """One line of `samples.jsonl`.
+
+    Attributes:
+        sample: index in the query file, from 0.
+        id, image, query: as the query file has them.
+        image_sha256: of the picture file's bytes.
+        n_rows: how many rows of the store are this sample's; 0 where it was skipped.
+        error: why it was skipped, or None.
+    """
+
+    sample: int
+    id: int
+    image: str
+    query: str
+    image_sha256: str | None
+    n_rows: int
+    error: str | None = None
+
+    def to_line(self) -> str:
+        """Return the record as one JSON line, without `error` where there was none."""
+        fields = dataclasses.asdict(self)
+        if self.error is None:
+            del fields["error"]
+        return json.dumps(fields, ensure_ascii=False)
+
+
+def is_store(path: Path) -> bool:
+    """Whether `path` is a capture store, finished or not."""
+    return (path / RECIPE_FILE).is_file()
+
+
+def read_recipe(store: Path) -> Recipe:
+    """Read a store's recipe.
+
+    Raises:
+        ActivationsError: there is none, or it is damaged or too new.
+    """
+    path = store / RECIPE_FILE
+    if not path.is_file():
+        raise ActivationsError(f"{store} is not a capture store: it has no {RECIPE_FILE}")
+    return Recipe.from_json(parse_json_object(path.read_bytes(), path), path)
+
+
+def write_recipe(store: Path, recipe: Recipe) -> None:
+    """Write a store's recipe."""
+    write_json(store / RECIPE_FILE, recipe.to_json())
+
+
+def chunk_path(store: Path, chunk: int) -> Path:
+    """Return the path of a chunk."""
+    return store / CHUNKS_DIR / f"chunk-{chunk:05d}.safetensors"
+
+
+def chunk_ranges(n_samples: int, chunk_samples: int) -> list[range]:
+    """Return the samples of every chunk: fixed ranges, whatever the number of processes."""
+    starts = range(0, n_samples, chunk_samples)
+    return [range(start, min(start + chunk_samples, n_samples)) for start in starts]
+
+
+def recipe_chunks(recipe: Recipe) -> list[range]:
+    """Return the samples of every chunk of a captured store."""
+    return chunk_ranges(recipe.n_samples, recipe.chunk_samples or recipe.n_samples)
+
+
+def missing_chunks(store: Path, recipe: Recipe) -> list[int]:
+    """Return the numbers of the chunks that are not there yet."""
+    chunks = range(len(recipe_chunks(recipe)))
+    return [chunk for chunk in chunks if not chunk_path(store, chunk).exists()]
+
+
+def vector_names(n_layers: int) -> list[str]:
+    """Return the names of a chunk's vectors: every `x_LL`, then every `mlp_out_LL`."""
+    layers = range(n_layers)
+    return [*map(x_name, layers), *map(mlp_out_name, layers)]
+
+
+def write_chunk(
+    path: Path, tensors: Mapping[str, torch.Tensor], records: Sequence[SampleRecord]
+) -> None:
+    """Write one chunk, whole or not at all; equal contents give equal bytes.
+
+    Args:
+        tensors: those of the module's docstring, contiguous, on the CPU.
+        records: of the chunk's samples, in order.
+    """
+    metadata = {
+        "samples": [dataclasses.asdict(record) for record in records],
+        "sha256": tensors_sha256(tensors),
+    }
+    with written_whole(path) as partial:
+        save_file(dict(tensors), partial, metadata={_METADATA_KEY: json.dumps(metadata)})
+
+
+def tensors_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return the SHA-256 over the bytes of `tensors` in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(tensors[name].contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+class Chunk:
+    """One chunk, open for reading; nothing is read before it is asked for.
+
+    Raises:
+        ActivationsError: the file is missing, truncated or not a chunk.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._file = safe_open(path, framework="pt")
+            metadata = (self._file.metadata() or {})[_METADATA_KEY]
+        except FileNotFoundError:
+            raise ActivationsError(
+                f"{path} is missing: run the same capture command again to make it"
+            ) from None
+        except (SafetensorError, KeyError, OSError) as error:
+            raise ActivationsError(
+                f"{path} is damaged ({type(error).__name__}: {error}): delete it, "
+                "and run the same capture command again to make it anew"
+            ) from None
+        header = parse_json_object(metadata, path)
+        self.sha256: str = header["sha256"]
+        self.records = [SampleRecord(**record) for record in header["samples"]]
+        self.names = set(self._file.keys())
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of the chunk."""
+        return sum(record.n_rows for record in self.records)
+
+    def rows(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Read rows `start` … `stop` of a tensor: [rows, H] of the store's dtype, or int32 [rows].
+
+        Raises:
+            ActivationsError: the chunk has no such tensor.
+        """
+        if name not in self.names:
+            raise ActivationsError(f"{self.path} has no tensor {name}: it is not a chunk of this store")
+        rows: torch.Tensor = self._file.get_slice(name)[start : self.n_rows if stop is None else stop]
+        return rows
+
+
+def read_samples(store: Path) -> list[SampleRecord]:
+    """Read the records of a finished store.
+
+    Raises:
+        ActivationsError: the capture is not finished, or the file is damaged.
+    """
+    path = store / SAMPLES_FILE
+    if not path.is_file():
+        missing = missing_chunks(store, read_recipe(store))
+        raise ActivationsError(
+            f"the capture in {store} is not finished ({len(missing)} chunks are missing): "
+            "run the same capture command again"
+        )
+    records = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        where = f"{path} line {number}"
+        try:
+            records.append(SampleRecord(**parse_json_object(line, where)))
+        except TypeError as error:
+            raise ActivationsError(f"{where} is not a sample: {error}") from None
+    return records
+
+
+def write_samples(store: Path, recipe: Recipe) -> list[SampleRecord]:
+    """Gather the samples' records from the chunks of a complete store into `samples.jsonl`."""
+    chunks = range(len(recipe_chunks(recipe)))
+    records = [record for chunk in chunks for record in Chunk(chunk_path(store, chunk)).records]
+    write_text(store / SAMPLES_FILE, "".join(record.to_line() + "\n" for record in records))
+    return records
