@@ -15,6 +15,15 @@ from llava_amber_activations.errors import ActivationsError
 _READ_BYTES = 1 << 20
 
 
+def _read_umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+_UMASK = _read_umask()
+
+
 @contextmanager
 def written_whole(path: Path, tag: str = "") -> Iterator[Path]:
     """Yield a path beside `path` to write to; on success it is fsynced and renamed to `path`.
@@ -26,6 +35,8 @@ def written_whole(path: Path, tag: str = "") -> Iterator[Path]:
     partial = path.with_name(f".{path.name}{tag}.partial")
     try:
         yield partial
+        # Some writers (safetensors) make files private; others on a shared disk must read these.
+        partial.chmod(0o666 & ~_UMASK)
         sync(partial)
         partial.replace(path)
     except BaseException:

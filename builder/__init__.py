@@ -1,0 +1,1 @@
+"""Builder: capture stores and `.pt` folders into dataset folders, and dataset folders back."""

@@ -1,0 +1,124 @@
+"""The dataset card: YAML that the Hub and `load_dataset` read, and a text made from the manifest."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import datasets
+import jinja2
+import pyarrow.parquet as pq
+from huggingface_hub import DatasetCard, DatasetCardData
+
+from llava_amber_activations.files import write_text
+from llava_amber_activations.folder import (
+    ALL_LAYERS,
+    CARD_FILE,
+    CLT_FEATURES,
+    DEFAULT_CONFIG,
+    Manifest,
+)
+from llava_amber_activations.schema import features_of
+
+DEFAULT_REPO_ID = "KOKOSde/llava-amber-activations"
+_TEMPLATE = "card.md.j2"
+_SIZE_CATEGORIES = ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"))
+
+
+def write_card(folder: Path, manifest: Manifest, repo_id: str = DEFAULT_REPO_ID) -> None:
+    """Write `README.md` into a dataset folder whose Parquet files are there."""
+    data = DatasetCardData(
+        pretty_name="LLaVA activations on AMBER",
+        license="other",
+        language=["en"],
+        tags=["activations", "interpretability", "transcoders", "llava", "vision-language"],
+        task_categories=["feature-extraction"],
+        size_categories=[_size_category(manifest.n_rows)],
+        configs=_configs(manifest),
+    )
+    _dataset_infos(folder, manifest).to_dataset_card_data(data)
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
+    )
+    environment.filters["size"] = readable_size
+    template = resources.files("builder").joinpath(_TEMPLATE).read_text(encoding="utf-8")
+    text = environment.from_string(template).render(
+        repo_id=repo_id,
+        manifest=manifest,
+        recipe=manifest.recipe,
+        layers=list(manifest.splits(DEFAULT_CONFIG)),
+        all_layers=manifest.splits(ALL_LAYERS),
+        clt_features=list(manifest.splits(CLT_FEATURES)),
+        sizes=_sizes(manifest),
+    )
+    card = DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{text}", ignore_metadata_errors=False)
+    write_text(folder / CARD_FILE, str(card))
+
+
+def readable_size(n_bytes: float) -> str:
+    """Return a number of bytes as people read it: `131.2 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.1f} TB"
+
+
+def _size_category(n_rows: int) -> str:
+    return next((name for limit, name in _SIZE_CATEGORIES if n_rows < limit), "1M<n<10M")
+
+
+def card_configs(manifest: Manifest) -> dict[str, dict[str, list[str]]]:
+    """Return the shards of every split of every config that `load_dataset` shows.
+
+    The splits of the default config are configs of their own too, because
+    `load_dataset(repo, split="L5")` downloads every split's files and `load_dataset(repo, "L5")`
+    one layer's.
+    """
+    configs = {config: manifest.splits(config) for config in manifest.configs}
+    for split, paths in configs.get(DEFAULT_CONFIG, {}).items():
+        configs[split] = {split: paths}
+    return configs
+
+
+def _configs(manifest: Manifest) -> list[dict[str, Any]]:
+    return [
+        {
+            "config_name": config,
+            "data_files": [
+                {"split": split, "path": f"{Path(paths[0]).parent}/{split}-*.parquet"}
+                for split, paths in splits.items()
+            ],
+        }
+        for config, splits in card_configs(manifest).items()
+    ]
+
+
+def _dataset_infos(folder: Path, manifest: Manifest) -> datasets.info.DatasetInfosDict:
+    infos = datasets.info.DatasetInfosDict()
+    for config, splits in card_configs(manifest).items():
+        first = next(iter(splits.values()))[0]
+        split_dict = datasets.SplitDict()
+        for split, paths in splits.items():
+            split_dict[split] = datasets.SplitInfo(
+                name=split,
+                num_bytes=manifest.bytes_of(paths),
+                num_examples=manifest.rows_of(paths),
+            )
+        infos[config] = datasets.DatasetInfo(
+            features=features_of(pq.read_schema(folder / first)),
+            splits=split_dict,
+            download_size=sum(manifest.bytes_of(paths) for paths in splits.values()),
+            dataset_size=sum(manifest.bytes_of(paths) for paths in splits.values()),
+        )
+    return infos
+
+
+def _sizes(manifest: Manifest) -> list[tuple[str, int, int]]:
+    """Return (config, rows, bytes) of the configs that differ: one layer's stands for all."""
+    rows = []
+    for config in manifest.configs:
+        paths = [path for paths in manifest.splits(config).values() for path in paths]
+        rows.append((config, manifest.n_rows, manifest.bytes_of(paths)))
+    return rows

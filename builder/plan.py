@@ -1,0 +1,82 @@
+"""Where row groups and shards begin and end: pure arithmetic on row counts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from llava_amber_activations.errors import ActivationsError
+
+MAX_GROUP_ROWS = 64
+MAX_GROUP_BYTES = 64 << 20
+
+_SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[kKMGT]?)(?P<binary>i?)B?")
+_POWERS = {"": 0, "k": 1, "K": 1, "M": 2, "G": 3, "T": 4}
+
+
+def plan_row_groups(rows_of_samples: Sequence[int], row_bytes: int) -> list[range]:
+    """Cut the rows of consecutive samples into row groups.
+
+    Whole samples share a row group as long as they fit; a sample that does not fit one begins its
+    own and is cut into a run of them. So a sample is always part of one row group, or a run of
+    whole ones.
+
+    Args:
+        rows_of_samples: rows of each sample, in order; zeros are samples that were skipped.
+        row_bytes: uncompressed bytes of a row.
+
+    Returns:
+        Ranges of rows, each of at most 64 rows and, unless a single row is larger, 64 MiB.
+    """
+    most = max(1, min(MAX_GROUP_ROWS, MAX_GROUP_BYTES // row_bytes))
+    groups: list[range] = []
+    start = stop = 0
+    for rows in rows_of_samples:
+        if stop - start + rows > most and stop > start:
+            groups.append(range(start, stop))
+            start = stop
+        stop += rows
+        while stop - start > most:
+            groups.append(range(start, start + most))
+            start += most
+        if rows > most and stop > start:
+            groups.append(range(start, stop))
+            start = stop
+    if stop > start:
+        groups.append(range(start, stop))
+    return groups
+
+
+def plan_shards(
+    groups: Sequence[range], row_bytes: int, max_shard_bytes: int
+) -> list[list[range]]:
+    """Deal row groups out to shards of at most `max_shard_bytes` uncompressed, in order.
+
+    A shard holds at least one row group.
+    """
+    shards: list[list[range]] = []
+    filled = 0
+    for group in groups:
+        size = len(group) * row_bytes
+        if not shards or filled + size > max_shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(group)
+        filled += size
+    return shards
+
+
+def parse_size(text: str) -> int:
+    """Parse a size such as `500MB` or `1GiB` into bytes (MB is 10⁶ and MiB is 2²⁰).
+
+    Raises:
+        ActivationsError: the text is no size, or less than a byte.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    size = 0
+    if match:
+        base = 1024 if match["binary"] else 1000
+        size = int(float(match["number"]) * base ** _POWERS[match["unit"]])
+    if size < 1:
+        raise ActivationsError(f"'{text}' is not a size: write 500MB or 1GiB")
+    return size

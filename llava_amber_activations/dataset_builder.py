@@ -1,0 +1,136 @@
+"""The dataset builder class: per-layer splits out of shards that hold every vector once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets.builder import Key
+
+from llava_amber_activations.errors import ActivationsError
+from llava_amber_activations.layer_rows import LayerView, layer_schema, read_layer
+from llava_amber_activations.layers import DEFAULT_N_TARGETS, LayerWindow, split_name
+from llava_amber_activations.schema import features_of, layers_of
+from llava_amber_activations.source import open_parquet
+
+
+@dataclass
+class LlavaAmberActivationsConfig(datasets.BuilderConfig):
+    """BuilderConfig for LlavaAmberActivations.
+
+    Args:
+        n_targets: the most targets a layer has.
+        first_target: distance from a layer to its first target: 1 (this project's convention) or
+            0 (the circuit-tracing paper's, where a layer is its own first target).
+        layers: which layers become splits; all that have targets where it is None.
+    """
+
+    n_targets: int = DEFAULT_N_TARGETS
+    first_target: int = 1
+    layers: list[int] | None = None
+
+
+class LlavaAmberActivations(datasets.ArrowBasedBuilder):
+    """Reads `all_layers` shards, here or on the Hub, as the splits of the default config.
+
+    The default config's own Parquet files are what this class yields, written out. It reads them
+    too, so that a dataset imported from a few layers can be read in the same way.
+
+    Examples:
+        Two layers with four targets each, prepared in the cache:
+
+        >>> builder = LlavaAmberActivations(
+        ...     dataset_name="amber", data_files="DATASET/all_layers/*.parquet",
+        ...     n_targets=4, layers=[0, 5],
+        ... )
+        >>> builder.download_and_prepare()
+        >>> builder.as_dataset(split="L5")
+
+        Every layer, targets from the layer itself on, streamed from the Hub:
+
+        >>> builder = LlavaAmberActivations(
+        ...     dataset_name="amber", first_target=0,
+        ...     data_files="hf://datasets/KOKOSde/llava-amber-activations/all_layers/*.parquet",
+        ... )
+        >>> builder.as_streaming_dataset(split="L31")
+    """
+
+    VERSION = datasets.Version("1.0.0")
+    BUILDER_CONFIG_CLASS = LlavaAmberActivationsConfig
+    # Rows are up to 1 MiB: the default of 1000 would hold, and lay in one Arrow chunk, a gigabyte.
+    DEFAULT_WRITER_BATCH_SIZE = 64
+
+    def _info(self) -> datasets.DatasetInfo:
+        # The width and the dtype stand in the shards: `_split_generators` fills the features in.
+        return datasets.DatasetInfo(features=None)
+
+    def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
+        if not self.config.data_files:
+            raise ActivationsError("data_files is missing: give the shards of all_layers")
+        data_files = dl_manager.download(self.config.data_files)
+        files = [file for split in data_files.values() for file in split]
+        with _open(files[0]) as first:
+            schema = first.schema_arrow
+        config = self.config
+        window = LayerWindow(layers_of(schema, files[0]), config.n_targets, config.first_target)
+        layers = window.sources if config.layers is None else config.layers
+        views = {split_name(layer): self._view(layer) for layer in layers}
+        if self.info.features is None:
+            view = next(iter(views.values()))
+            self.info.features = features_of(layer_schema(schema, view, files[0]))
+        return [
+            datasets.SplitGenerator(
+                name=name,
+                gen_kwargs={
+                    "files": files,
+                    "row_groups_list": [None] * len(files),
+                    "view": view,
+                },
+            )
+            for name, view in views.items()
+        ]
+
+    def _view(self, layer: int) -> LayerView:
+        return LayerView(layer, self.config.n_targets, self.config.first_target)
+
+    def _generate_shards(
+        self, files: list[str], row_groups_list: list[Any], view: LayerView
+    ) -> Iterator[str]:
+        yield from files
+
+    def _generate_more_gen_kwargs(
+        self, files: list[str], row_groups_list: list[Any], view: LayerView
+    ) -> Iterator[dict[str, Any]]:
+        """Cut shards into row groups, for streams that are read by more workers than shards."""
+        for file, row_groups in zip(files, row_groups_list, strict=True):
+            groups = _row_groups(file) if row_groups is None else row_groups
+            yield {
+                "files": [file] * len(groups),
+                "row_groups_list": [(group,) for group in groups],
+                "view": view,
+            }
+
+    def _generate_tables(
+        self, files: list[str], row_groups_list: list[Any], view: LayerView
+    ) -> Iterator[tuple[Key, pa.Table]]:
+        for number, (path, row_groups) in enumerate(zip(files, row_groups_list, strict=True)):
+            with _open(path) as file:
+                groups = range(file.num_row_groups) if row_groups is None else row_groups
+                for group in groups:
+                    table = read_layer(file, group, view)
+                    yield Key(number, group), table.cast(self.info.features.arrow_schema)
+
+
+def _open(path: str) -> pq.ParquetFile:
+    fs, inner = fsspec.url_to_fs(path)
+    return open_parquet(inner, fs)
+
+
+def _row_groups(path: str) -> range:
+    with _open(path) as file:
+        return range(file.num_row_groups)

@@ -1,0 +1,124 @@
+"""Rows of one layer, read from `all_layers` shards or from the layer's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from llava_amber_activations.errors import ActivationsError
+from llava_amber_activations.folder import ALL_LAYERS, ALL_LAYERS_SPLIT, DEFAULT_CONFIG
+from llava_amber_activations.layers import LayerWindow, mlp_out_name, split_name, x_name
+from llava_amber_activations.schema import (
+    LEADING,
+    TARGETS,
+    X,
+    arrow_to_targets,
+    arrow_to_vectors,
+    default_schema,
+    float_name,
+    layers_of,
+    targets_to_arrow,
+    width_of,
+)
+from llava_amber_activations.source import Source
+
+
+@dataclass(frozen=True)
+class LayerView:
+    """One layer with its targets, as a reader wants them.
+
+    Attributes:
+        layer: whose `x` is read.
+        n_targets: the most targets wanted.
+        first_target: distance from the layer to its first target, 0 or 1.
+    """
+
+    layer: int
+    n_targets: int
+    first_target: int = 1
+
+    def targets(self, n_layers: int) -> range:
+        """Return the layers whose MLP outputs are wanted, of a model with `n_layers`."""
+        return LayerWindow(n_layers, self.n_targets, self.first_target).targets(self.layer)
+
+
+def layer_shards(source: Source, view: LayerView) -> list[str]:
+    """Return the shards to read a layer from: `all_layers` where it exists, else the layer's own.
+
+    Raises:
+        ActivationsError: neither is there, or the layer's own does not hold those targets.
+    """
+    manifest = source.manifest
+    shards = manifest.shards(ALL_LAYERS, ALL_LAYERS_SPLIT)
+    if shards:
+        return shards
+    shards = manifest.shards(DEFAULT_CONFIG, split_name(view.layer))
+    if not shards:
+        have = ", ".join(manifest.splits(DEFAULT_CONFIG)) or "none"
+        raise ActivationsError(f"{source.name} has no layer {view.layer}: the layers it has are {have}")
+    if view.first_target == 0:
+        raise ActivationsError(
+            f"{source.name} has no {ALL_LAYERS} config, and a layer's own split holds the targets "
+            "from the next layer on: first_target=0 cannot be had"
+        )
+    if view.n_targets > manifest.n_targets:
+        raise ActivationsError(
+            f"{source.name} has no {ALL_LAYERS} config, and a layer's own split holds "
+            f"{manifest.n_targets} targets: {view.n_targets} cannot be had"
+        )
+    return shards
+
+
+def layer_tables(source: Source, view: LayerView) -> Iterator[pa.Table]:
+    """Yield a layer's rows, a row group at a time, with the columns of the default config."""
+    for path in layer_shards(source, view):
+        with source.open_parquet(path) as file:
+            for group in range(file.num_row_groups):
+                yield read_layer(file, group, view)
+
+
+def layer_schema(schema: pa.Schema, view: LayerView, where: object) -> pa.Schema:
+    """Return the schema of `read_layer`'s tables for a shard of `schema`."""
+    return default_schema(width_of(schema), float_name(schema), layers_of(schema, where))
+
+
+def read_layer(file: pq.ParquetFile, group: int, view: LayerView) -> pa.Table:
+    """Read one row group of a shard as a layer's rows, fetching only the columns it needs.
+
+    Raises:
+        ActivationsError: the shard does not hold the layer or one of its targets.
+    """
+    schema = file.schema_arrow
+    if X in schema.names:
+        return _from_own_split(file, group, view)
+    targets = view.targets(layers_of(schema, "the shard"))
+    names = [x_name(view.layer), *map(mlp_out_name, targets)]
+    missing = [name for name in names if name not in schema.names]
+    if missing:
+        raise ActivationsError(f"this data does not hold {missing[0]}: it was imported without it")
+    table = file.read_row_group(group, columns=[*LEADING, *names])
+    stacked = np.stack([arrow_to_vectors(table[name]) for name in names[1:]], axis=1)
+    columns = [
+        *(table[name] for name in LEADING),
+        table[names[0]],
+        targets_to_arrow(stacked),
+    ]
+    return pa.Table.from_arrays(columns, schema=layer_schema(schema, view, "the shard"))
+
+
+def _from_own_split(file: pq.ParquetFile, group: int, view: LayerView) -> pa.Table:
+    table = file.read_row_group(group)
+    targets = arrow_to_targets(table[TARGETS])
+    if targets.shape[1] > view.n_targets:
+        column = targets_to_arrow(targets[:, : view.n_targets])
+        table = table.set_column(table.schema.get_field_index(TARGETS), table.field(TARGETS), column)
+    return table
+
+
+def vectors_of(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """Return a layer table's `x` [rows, H] and targets [rows, n, H], viewed without a copy."""
+    return arrow_to_vectors(table[X]), arrow_to_targets(table[TARGETS])

@@ -1,0 +1,71 @@
+"""Opening one layer of a dataset of activations."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from llava_amber_activations.dataset_builder import LlavaAmberActivations
+from llava_amber_activations.layer_rows import LayerView, layer_shards
+from llava_amber_activations.layers import split_name
+from llava_amber_activations.source import open_source
+
+
+def load_activations(
+    source: str | Path,
+    layer: int,
+    n_targets: int | None = None,
+    *,
+    first_target: int = 1,
+    streaming: bool = False,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+) -> datasets.Dataset | datasets.IterableDataset:
+    """Open one layer: its `x` and its targets, with the sample and position of every row.
+
+    Args:
+        source: a dataset folder, or a dataset's id on the Hub.
+        layer: L, 0-based.
+        n_targets: how many of the MLP outputs after `x`; as many as the dataset was made with
+            where it is None.
+        first_target: 1 starts the targets at L+1 (this project's convention), 0 at L itself.
+        streaming: read as it is iterated, instead of preparing an Arrow file in the cache first.
+        revision: branch, tag or commit on the Hub.
+        cache_dir: where `datasets` prepares; its own cache where it is None.
+
+    Returns:
+        A dataset with the columns `sample`, `id`, `image`, `position`, `token_id` (int32, the
+        picture's name a string), `x` (H floats) and `targets` (n times H floats).
+
+    Raises:
+        ActivationsError: the source is not a dataset of activations, or does not hold the layer or
+            as many targets.
+    """
+    opened = open_source(source, revision)
+    view = LayerView(layer, n_targets or opened.manifest.n_targets, first_target)
+    view.targets(opened.manifest.recipe.n_layers)
+    shards = layer_shards(opened, view)
+    builder = LlavaAmberActivations(
+        dataset_name="llava_amber_activations",
+        data_files={"train": [opened.url(path) for path in shards]},
+        hash=_content_hash([opened.manifest.files[path].sha256 for path in shards]),
+        cache_dir=None if cache_dir is None else str(cache_dir),
+        n_targets=view.n_targets,
+        first_target=first_target,
+        layers=[layer],
+    )
+    split = split_name(layer)
+    if streaming:
+        return builder.as_streaming_dataset(split=split)
+    builder.download_and_prepare()
+    dataset: Any = builder.as_dataset(split=split)
+    return dataset  # type: ignore[no-any-return]
+
+
+def _content_hash(checksums: list[str]) -> str:
+    """Name the prepared copy after the shards' contents, so that a rebuilt folder is prepared anew."""
+    return hashlib.sha256(json.dumps(checksums).encode()).hexdigest()[:16]

@@ -1,0 +1,163 @@
+"""The columns of a dataset folder, and how vectors lie in Arrow.
+
+    default, L0 … L30   sample, id, image, position, token_id, x [H], targets [n, H]
+    all_layers          sample, id, image, position, token_id, x_00 … [H], mlp_out_00 … [H]
+    clt_features        sample, features [F]
+
+A vector is a fixed-size list of floats whose elements are never null, which Parquet decodes about
+twice as fast as nullable ones. Its feature type in `datasets` is chosen by `features_of` alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import datasets
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from llava_amber_activations.errors import ActivationsError
+from llava_amber_activations.recipe import FORMAT_VERSION, check_format_version
+
+X, TARGETS, FEATURES = "x", "targets", "features"
+SAMPLE, ID, IMAGE, POSITION, TOKEN_ID = "sample", "id", "image", "position", "token_id"
+LEADING = (SAMPLE, ID, IMAGE, POSITION, TOKEN_ID)
+
+FLOAT_TYPES = {"float16": pa.float16(), "float32": pa.float32()}
+
+_OUR_KEY = b"llava_amber_activations"
+_ELEMENT = "element"
+
+Vectors = npt.NDArray[np.floating]
+
+
+def dataset_dtype(store_dtype: str) -> str:
+    """Return the float type that holds a store's values exactly and that `datasets` knows.
+
+    float16 stays; bfloat16 is exact in float32, whose zero bytes compress to nothing.
+    """
+    return "float16" if store_dtype == "float16" else "float32"
+
+
+def vector_type(width: int, dtype: str) -> pa.DataType:
+    """Return the Arrow type of one vector: a list of exactly `width` floats, none of them null."""
+    return pa.list_(pa.field(_ELEMENT, FLOAT_TYPES[dtype], nullable=False), width)
+
+
+def _targets_type(width: int, dtype: str) -> pa.DataType:
+    return pa.list_(pa.field(_ELEMENT, vector_type(width, dtype), nullable=False))
+
+
+def _leading_fields() -> list[pa.Field]:
+    return [
+        pa.field(name, pa.string() if name == IMAGE else pa.int32(), nullable=False)
+        for name in LEADING
+    ]
+
+
+def default_schema(hidden_size: int, dtype: str, n_layers: int) -> pa.Schema:
+    """Return the schema of a layer's own split."""
+    fields = [
+        *_leading_fields(),
+        pa.field(X, vector_type(hidden_size, dtype), nullable=False),
+        pa.field(TARGETS, _targets_type(hidden_size, dtype), nullable=False),
+    ]
+    return _with_metadata(pa.schema(fields), n_layers)
+
+
+def all_layers_schema(
+    names: Sequence[str], hidden_size: int, dtype: str, n_layers: int
+) -> pa.Schema:
+    """Return the schema of `all_layers` with the vectors `names`."""
+    vector = vector_type(hidden_size, dtype)
+    fields = [*_leading_fields(), *(pa.field(name, vector, nullable=False) for name in names)]
+    return _with_metadata(pa.schema(fields), n_layers)
+
+
+def clt_features_schema(n_features: int, dtype: str, n_layers: int) -> pa.Schema:
+    """Return the schema of a layer's split of `clt_features`."""
+    fields = [
+        pa.field(SAMPLE, pa.int32(), nullable=False),
+        pa.field(FEATURES, vector_type(n_features, dtype), nullable=False),
+    ]
+    return _with_metadata(pa.schema(fields), n_layers)
+
+
+def features_of(schema: pa.Schema) -> datasets.Features:
+    """Return the `datasets` features of a schema: the one place where their types are chosen."""
+    return datasets.Features.from_arrow_schema(schema.remove_metadata())
+
+
+def _with_metadata(schema: pa.Schema, n_layers: int) -> pa.Schema:
+    ours = {"format_version": FORMAT_VERSION, "n_layers": n_layers}
+    metadata = dict(features_of(schema).arrow_schema.metadata)
+    return schema.with_metadata({**metadata, _OUR_KEY: json.dumps(ours).encode()})
+
+
+def layers_of(schema: pa.Schema, where: object) -> int:
+    """Return how many layers the model had that a shard was made from.
+
+    Raises:
+        ActivationsError: the shard is not of this project, or of a newer major format.
+    """
+    ours = json.loads((schema.metadata or {}).get(_OUR_KEY, b"{}"))
+    check_format_version(ours.get("format_version"), where)
+    return int(ours["n_layers"])
+
+
+def width_of(schema: pa.Schema) -> int:
+    """Return the width H of a shard's vectors."""
+    return next(field.type.list_size for field in schema if pa.types.is_fixed_size_list(field.type))
+
+
+def float_name(schema: pa.Schema) -> str:
+    """Return the dtype of a shard's vectors, `float16` or `float32`."""
+    types = (field.type for field in schema if pa.types.is_fixed_size_list(field.type))
+    value_type = next(types).value_type
+    return next(name for name, kind in FLOAT_TYPES.items() if kind == value_type)
+
+
+def vectors_to_arrow(vectors: Vectors, type_: pa.DataType | None = None) -> pa.Array:
+    """Lay [rows, H] in a fixed-size-list array, without a copy where it is contiguous."""
+    flat = pa.array(np.ascontiguousarray(vectors).reshape(-1))
+    type_ = type_ or vector_type(vectors.shape[1], str(vectors.dtype))
+    return pa.FixedSizeListArray.from_arrays(flat, type=type_)
+
+
+def targets_to_arrow(targets: Vectors) -> pa.Array:
+    """Lay [rows, n, H] in a list-of-vectors array, without a copy where it is contiguous."""
+    rows, n, width = targets.shape
+    offsets = pa.array(np.arange(rows + 1, dtype=np.int32) * n)
+    values = vectors_to_arrow(targets.reshape(rows * n, width))
+    return pa.ListArray.from_arrays(offsets, values, type=_targets_type(width, str(targets.dtype)))
+
+
+def arrow_to_vectors(column: pa.ChunkedArray | pa.Array) -> Vectors:
+    """View a column of vectors as [rows, H]; a column of several chunks is joined first."""
+    array = _one_array(column)
+    width = array.type.list_size
+    values: Vectors = array.flatten().to_numpy(zero_copy_only=True).reshape(-1, width)
+    return values
+
+
+def arrow_to_targets(column: pa.ChunkedArray | pa.Array) -> Vectors:
+    """View a column of lists of vectors as [rows, n, H].
+
+    Raises:
+        ActivationsError: the rows do not all have the same number of targets.
+    """
+    array = _one_array(column)
+    vectors = arrow_to_vectors(array.flatten())
+    if not len(array):
+        return vectors.reshape(0, 0, vectors.shape[1])
+    n, rest = divmod(len(vectors), len(array))
+    lengths = np.diff(array.offsets.to_numpy())
+    if rest or (lengths != n).any():
+        raise ActivationsError("rows of one layer differ in their number of targets")
+    return vectors.reshape(len(array), n, -1)
+
+
+def _one_array(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
