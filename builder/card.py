@@ -1,4 +1,4 @@
-"""The dataset card: YAML that the Hub and `load_dataset` read, and a text made from the manifest."""
+"""The dataset card: YAML for the Hub and `load_dataset`, and a text made from the manifest."""
 
 from __future__ import annotations
 

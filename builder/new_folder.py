@@ -49,10 +49,11 @@ def new_folder(dataset: Path) -> Iterator[Path]:
     sync(dataset.parent)
 
 
-def finish_folder(folder: Path, manifest: Manifest) -> None:
+def finish_folder(folder: Path, manifest: Manifest) -> Manifest:
     """Write the card, and then the manifest, of a folder whose other files are there."""
     write_card(folder, manifest)
     card = folder / CARD_FILE
     entry = FileEntry(sha256_of(card), card.stat().st_size)
     manifest = dataclasses.replace(manifest, files={**manifest.files, CARD_FILE: entry})
     write_json(folder / MANIFEST_FILE, manifest.to_json())
+    return manifest

@@ -47,9 +47,7 @@ def plan_row_groups(rows_of_samples: Sequence[int], row_bytes: int) -> list[rang
     return groups
 
 
-def plan_shards(
-    groups: Sequence[range], row_bytes: int, max_shard_bytes: int
-) -> list[list[range]]:
+def plan_shards(groups: Sequence[range], row_bytes: int, max_shard_bytes: int) -> list[list[range]]:
     """Deal row groups out to shards of at most `max_shard_bytes` uncompressed, in order.
 
     A shard holds at least one row group.

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 
-from llava_amber_activations.schema import Vectors
-from llava_amber_activations.store import Chunk, SampleRecord, chunk_path
+from llava_amber_activations.schema import ID, IMAGE, POSITION, SAMPLE, TOKEN_ID, Vectors
+from llava_amber_activations.store import Chunk, chunk_path
 
 
 class StoreRows:
@@ -21,10 +22,20 @@ class StoreRows:
         store: the capture store.
         chunk_rows: rows of each chunk, in order.
         dtype: float type to return: float16, or float32, which holds bfloat16 exactly.
+        ids, images: of each sample.
     """
 
-    def __init__(self, store: Path, chunk_rows: tuple[int, ...], dtype: str) -> None:
+    def __init__(
+        self,
+        store: Path,
+        chunk_rows: Sequence[int],
+        dtype: str,
+        ids: Sequence[int],
+        images: Sequence[str],
+    ) -> None:
         self._store = store
+        self._ids = ids
+        self._images = images
         self._dtype = torch.float16 if dtype == "float16" else torch.float32
         self._starts = [0, *accumulate(chunk_rows)]
         self._open: tuple[int, Chunk] | None = None
@@ -34,8 +45,18 @@ class StoreRows:
         parts = [part.to(self._dtype).numpy() for part in self._parts(name, rows)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def integers(self, name: str, rows: range) -> np.ndarray:
-        """Read `sample`, `position` or `token_id` of some rows: int32 [rows]."""
+    def leading(self, rows: range) -> dict[str, pa.Array]:
+        """Read the leading columns of some rows."""
+        sample = self._integers(SAMPLE, rows)
+        return {
+            SAMPLE: pa.array(sample),
+            ID: pa.array([self._ids[number] for number in sample], pa.int32()),
+            IMAGE: pa.array([self._images[number] for number in sample], pa.string()),
+            POSITION: pa.array(self._integers(POSITION, rows)),
+            TOKEN_ID: pa.array(self._integers(TOKEN_ID, rows)),
+        }
+
+    def _integers(self, name: str, rows: range) -> np.ndarray:
         return np.concatenate([part.numpy() for part in self._parts(name, rows)])
 
     def _parts(self, name: str, rows: range) -> Iterator[torch.Tensor]:
@@ -51,8 +72,3 @@ class StoreRows:
         if self._open is None or self._open[0] != number:
             self._open = (number, Chunk(chunk_path(self._store, number)))
         return self._open[1]
-
-
-def rows_of_chunks(records: list[SampleRecord], chunks: list[range]) -> tuple[int, ...]:
-    """Return how many rows each chunk holds."""
-    return tuple(sum(records[sample].n_rows for sample in chunk) for chunk in chunks)

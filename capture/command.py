@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Optional
+from typing import Annotated, Literal
 
 import typer
 
@@ -35,18 +35,18 @@ def capture_command(
         ),
     ] = "resid_mid",
     dtype: Annotated[
-        Optional[DType],
+        DType | None,
         typer.Option(help="What the model computes in. [default: float16 on a GPU, else float32]"),
     ] = None,
     store_dtype: Annotated[
-        Optional[DType], typer.Option(help="What is kept. [default: the same as --dtype]")
+        DType | None, typer.Option(help="What is kept. [default: the same as --dtype]")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples in one forward pass.")] = 8,
     max_samples: Annotated[
-        Optional[int], typer.Option(min=1, help="Capture only the first so many samples.")
+        int | None, typer.Option(min=1, help="Capture only the first so many samples.")
     ] = None,
     chunk_samples: Annotated[
-        Optional[int],
+        int | None,
         typer.Option(min=1, help="Samples in one file. [default: 64 for last, else 8]"),
     ] = None,
     on_error: Annotated[
@@ -54,7 +54,7 @@ def capture_command(
         typer.Option(help="What an unreadable picture does: stop the run, or skip its sample."),
     ] = "stop",
     revision: Annotated[
-        Optional[str], typer.Option(help="Branch, tag or commit of the model on the Hub.")
+        str | None, typer.Option(help="Branch, tag or commit of the model on the Hub.")
     ] = None,
 ) -> None:
     """Run a model over a query file and keep its activations in a capture store.

@@ -97,7 +97,9 @@ def prepare_model(model: Any, processor: Any, device: torch.device) -> CaptureMo
         raise ActivationsError(f"the processor of {kind} has no chat template to make prompts with")
     image_token_id = getattr(model.config, "image_token_id", None)
     if image_token_id is None:
-        raise ActivationsError(f"the config of {kind} names no image token: is it a LLaVA-type model?")
+        raise ActivationsError(
+            f"the config of {kind} names no image token: is it a LLaVA-type model?"
+        )
     model.eval().to(device)
     body = model.base_model
     if body is model:

@@ -27,7 +27,7 @@ class Rows:
 
     def counts(self, batch_size: int) -> list[int]:
         """Return how many rows each element of the batch has."""
-        return torch.bincount(self.element, minlength=batch_size).tolist()  # type: ignore[no-any-return]
+        return torch.bincount(self.element, minlength=batch_size).tolist()
 
 
 def select_rows(

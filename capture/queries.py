@@ -111,10 +111,8 @@ def check_images(queries: list[Query], image_dir: Path) -> None:
 
 def unreadable_image(path: Path, query: Query, error: Exception) -> ActivationsError:
     """Say that a picture is missing or cannot be read, and what to do."""
-    if isinstance(error, FileNotFoundError):
-        reason = "is missing"
-    else:
-        reason = "cannot be read as a picture"
+    missing = isinstance(error, FileNotFoundError)
+    reason = "is missing" if missing else "cannot be read as a picture"
     return ActivationsError(
         f"the image {path} of sample {query.sample} {reason}: "
         "put it there, or leave the sample out with --on-error skip"

@@ -95,9 +95,7 @@ def capture(
             )
             write_chunk(chunk_path(store, number), tensors, records)
     complete = not missing_chunks(store, recipe)
-    return CaptureResult(
-        len(todo), len(chunks), write_samples(store, recipe) if complete else None
-    )
+    return CaptureResult(len(todo), len(chunks), write_samples(store, recipe) if complete else None)
 
 
 def make_recipe(

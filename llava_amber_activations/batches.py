@@ -83,6 +83,6 @@ def table_to_tensors(table: pa.Table) -> dict[str, torch.Tensor]:
             values = column.to_numpy()
         else:
             continue
-        # The prepared file is mapped read-only: a view of it would end the process that writes to it.
+        # The prepared file is mapped read-only: writing to a view of it would end the process.
         tensors[field.name] = torch.from_numpy(np.array(values))
     return tensors

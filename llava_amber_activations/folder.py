@@ -1,11 +1,11 @@
 """The dataset folder, which is the Hub repo: where its files lie, and its manifest.
 
-    DATASET/
-      README.md                                dataset card
-      data/L0-00000-of-00002.parquet …         config default (and L0, L1, …)
-      all_layers/train-00000-of-00002.parquet  config all_layers, split train
-      clt_features/L0-00000-of-00001.parquet   config clt_features
-      manifest.json                            every file's sha256, bytes and rows; the recipe
+DATASET/
+  README.md                                dataset card
+  data/L0-00000-of-00002.parquet …         config default (and L0, L1, …)
+  all_layers/train-00000-of-00002.parquet  config all_layers, split train
+  clt_features/L0-00000-of-00001.parquet   config clt_features
+  manifest.json                            every file's sha256, bytes and rows; the recipe
 """
 
 from __future__ import annotations

@@ -59,7 +59,9 @@ def layer_shards(source: Source, view: LayerView) -> list[str]:
     shards = manifest.shards(DEFAULT_CONFIG, split_name(view.layer))
     if not shards:
         have = ", ".join(manifest.splits(DEFAULT_CONFIG)) or "none"
-        raise ActivationsError(f"{source.name} has no layer {view.layer}: the layers it has are {have}")
+        raise ActivationsError(
+            f"{source.name} has no layer {view.layer}: the layers it has are {have}"
+        )
     if view.first_target == 0:
         raise ActivationsError(
             f"{source.name} has no {ALL_LAYERS} config, and a layer's own split holds the targets "
@@ -79,6 +81,16 @@ def layer_tables(source: Source, view: LayerView) -> Iterator[pa.Table]:
         with source.open_parquet(path) as file:
             for group in range(file.num_row_groups):
                 yield read_layer(file, group, view)
+
+
+def split_tables(
+    source: Source, shards: list[str], columns: list[str] | None = None
+) -> Iterator[pa.Table]:
+    """Yield the rows of some shards as they are, a row group at a time."""
+    for path in shards:
+        with source.open_parquet(path) as file:
+            for group in range(file.num_row_groups):
+                yield file.read_row_group(group, columns=columns)
 
 
 def layer_schema(schema: pa.Schema, view: LayerView, where: object) -> pa.Schema:
@@ -115,7 +127,9 @@ def _from_own_split(file: pq.ParquetFile, group: int, view: LayerView) -> pa.Tab
     targets = arrow_to_targets(table[TARGETS])
     if targets.shape[1] > view.n_targets:
         column = targets_to_arrow(targets[:, : view.n_targets])
-        table = table.set_column(table.schema.get_field_index(TARGETS), table.field(TARGETS), column)
+        table = table.set_column(
+            table.schema.get_field_index(TARGETS), table.field(TARGETS), column
+        )
     return table
 
 

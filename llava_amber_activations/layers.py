@@ -50,7 +50,9 @@ class LayerWindow:
         """
         if layer not in self.sources:
             last = self.n_layers - self.first_target - 1
-            raise ActivationsError(f"layer {layer} has no targets: the layers that do are 0 to {last}")
+            raise ActivationsError(
+                f"layer {layer} has no targets: the layers that do are 0 to {last}"
+            )
         first = layer + self.first_target
         return range(first, min(first + self.n_targets, self.n_layers))
 

@@ -63,9 +63,9 @@ def load_activations(
         return builder.as_streaming_dataset(split=split)
     builder.download_and_prepare()
     dataset: Any = builder.as_dataset(split=split)
-    return dataset  # type: ignore[no-any-return]
+    return dataset
 
 
 def _content_hash(checksums: list[str]) -> str:
-    """Name the prepared copy after the shards' contents, so that a rebuilt folder is prepared anew."""
+    """Name the prepared copy after its contents, so that a rebuilt folder is prepared anew."""
     return hashlib.sha256(json.dumps(checksums).encode()).hexdigest()[:16]

@@ -80,7 +80,9 @@ class Recipe:
         """Name every field in which two recipes differ, as `field (this, not that)`."""
         mine, theirs = self.to_json(), other.to_json()
         return [
-            f"{key} ({mine[key]!r}, not {theirs[key]!r})" for key in mine if mine[key] != theirs[key]
+            f"{key} ({mine[key]!r}, not {theirs[key]!r})"
+            for key in mine
+            if mine[key] != theirs[key]
         ]
 
 

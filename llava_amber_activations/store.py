@@ -142,7 +142,7 @@ def tensors_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
     """Return the SHA-256 over the bytes of `tensors` in the order of their names."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        digest.update(tensors[name].contiguous().view(torch.uint8).numpy())
+        digest.update(tensors[name].contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -184,8 +184,12 @@ class Chunk:
             ActivationsError: the chunk has no such tensor.
         """
         if name not in self.names:
-            raise ActivationsError(f"{self.path} has no tensor {name}: it is not a chunk of this store")
-        rows: torch.Tensor = self._file.get_slice(name)[start : self.n_rows if stop is None else stop]
+            raise ActivationsError(
+                f"{self.path} has no tensor {name}: it is not a chunk of this store"
+            )
+        rows: torch.Tensor = self._file.get_slice(name)[
+            start : self.n_rows if stop is None else stop
+        ]
         return rows
 
 

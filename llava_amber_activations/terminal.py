@@ -34,7 +34,7 @@ def hyphenated(arguments: list[str]) -> list[str]:
 
     Only the names of long options change, not their values, and nothing after a bare `--`.
     """
-    rewritten = []
+    rewritten: list[str] = []
     for number, argument in enumerate(arguments):
         if argument == "--":
             return rewritten + arguments[number:]

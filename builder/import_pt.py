@@ -1,0 +1,134 @@
+"""Making a dataset folder of a folder of `.pt` files, of either layout."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from builder.build import DEFAULT_SHARD_SIZE
+from builder.layers_layout import is_layers_layout, scan_layers
+from builder.new_folder import check_free, finish_folder, new_folder
+from builder.plan import parse_size
+from builder.pt_files import EXPORT_FILE
+from builder.samples_layout import is_samples_layout, scan_samples
+from builder.shards import (
+    Contents,
+    ShardTask,
+    plan_all_layers,
+    plan_features,
+    plan_layer,
+    write_shards,
+)
+from llava_amber_activations.errors import ActivationsError
+from llava_amber_activations.files import parse_json_object
+from llava_amber_activations.folder import Manifest
+from llava_amber_activations.recipe import Recipe
+
+_UNKNOWN = (
+    "The .pt files do not say which picture, query or token a row was: `id` repeats `sample`, "
+    "`image` is empty, `position` counts the sample's rows and `token_id` is -1."
+)
+
+
+def import_pt(
+    folder: Path,
+    dataset: Path,
+    *,
+    max_shard_size: str = DEFAULT_SHARD_SIZE,
+    num_proc: int = 1,
+) -> Manifest:
+    """Import a folder of the `layers` or the `samples` layout into a new dataset folder.
+
+    The `layers` layout becomes the default config, and `all_layers` too where every layer is
+    there; the `samples` layout becomes `clt_features`.
+
+    Raises:
+        ActivationsError: the folder is of neither layout, a file of it cannot be read or would
+            execute code, or its files do not fit together.
+    """
+    check_free(dataset)
+    shard_bytes = parse_size(max_shard_size)
+    if not folder.is_dir():
+        raise ActivationsError(f"the folder {folder} does not exist")
+    if is_layers_layout(folder):
+        return _import_layers(folder, dataset, shard_bytes, num_proc)
+    if is_samples_layout(folder):
+        return _import_samples(folder, dataset, shard_bytes, num_proc)
+    raise ActivationsError(
+        f"{folder} holds neither L*/batch_*_x.pt nor sample_*.pt: it is of no layout that is known"
+    )
+
+
+def _import_layers(folder: Path, dataset: Path, shard_bytes: int, num_proc: int) -> Manifest:
+    contents = scan_layers(folder)
+    rows = contents.rows_of_samples
+    tasks = []
+    for layer in contents.layers:
+        tasks += plan_layer(contents, rows, layer, contents.targets(layer), shard_bytes)
+    if contents.is_complete:
+        tasks += plan_all_layers(contents, rows, contents.all_names, shard_bytes)
+    warnings = [_UNKNOWN]
+    if contents.is_complete:
+        warnings.append(
+            f"`all_layers` holds what the .pt files did: {contents.all_names[0]} … "
+            f"{contents.all_names[-1]}, without the x of the last layer and mlp_out of layer 0."
+        )
+    else:
+        warnings.append("Some layers are missing, so there is no `all_layers` config.")
+    recipe = _recipe(folder, "layers", contents, contents.n_targets, len(rows))
+    return _write(dataset, contents, tasks, num_proc, recipe, sum(rows), warnings)
+
+
+def _import_samples(folder: Path, dataset: Path, shard_bytes: int, num_proc: int) -> Manifest:
+    contents = scan_samples(folder)
+    rows = contents.rows_of_samples
+    tasks: list[ShardTask] = []
+    for layer in contents.layers:
+        tasks += plan_features(contents, rows, layer, shard_bytes)
+    recipe = _recipe(folder, "samples", contents, 1, len(rows))
+    return _write(dataset, contents, tasks, num_proc, recipe, sum(rows), [])
+
+
+def _write(
+    dataset: Path,
+    contents: Contents,
+    tasks: Sequence[ShardTask],
+    num_proc: int,
+    recipe: Recipe,
+    n_rows: int,
+    warnings: Sequence[str],
+) -> Manifest:
+    with new_folder(dataset) as partial:
+        files = write_shards(partial, contents, tasks, num_proc, "import")
+        manifest = Manifest(
+            recipe=recipe,
+            dtype=contents.dtype,
+            n_targets=recipe.n_targets,
+            n_rows=n_rows,
+            files=files,
+            warnings=tuple(warnings),
+        )
+        return finish_folder(partial, manifest)
+
+
+def _recipe(
+    folder: Path, layout: str, contents: Contents, n_targets: int, n_samples: int
+) -> Recipe:
+    """Return what is known of how the data was made: all of it where `export` wrote the folder."""
+    known = Recipe(
+        n_layers=contents.n_layers,
+        hidden_size=contents.width,
+        n_targets=n_targets,
+        store_dtype=contents.dtype,
+        n_samples=n_samples,
+    )
+    path = folder / EXPORT_FILE
+    if path.is_file():
+        exported = parse_json_object(path.read_bytes(), path).get("recipe", {})
+        sizes = {
+            field: getattr(known, field)
+            for field in ("n_layers", "hidden_size", "n_targets", "store_dtype", "n_samples")
+        }
+        known = dataclasses.replace(Recipe.from_json(exported, path), **sizes)
+    return dataclasses.replace(known, origin=f"import of .pt files ({layout} layout)")

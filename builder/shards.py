@@ -1,0 +1,185 @@
+"""The shards of a dataset folder: planned from row counts, written one by one or by several."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+from tqdm import tqdm
+
+from builder.plan import plan_row_groups, plan_shards
+from builder.shard_writer import open_shard
+from llava_amber_activations.folder import (
+    ALL_LAYERS,
+    ALL_LAYERS_SPLIT,
+    CLT_FEATURES,
+    DEFAULT_CONFIG,
+    FileEntry,
+    shard_path,
+)
+from llava_amber_activations.layers import mlp_out_name, split_name, x_name
+from llava_amber_activations.schema import (
+    FEATURES,
+    LEADING,
+    SAMPLE,
+    Vectors,
+    all_layers_schema,
+    clt_features_schema,
+    default_schema,
+    targets_to_arrow,
+    vectors_to_arrow,
+)
+
+
+class Rows(Protocol):
+    """Reads any rows of what a shard is made from."""
+
+    def vectors(self, name: str, rows: range) -> Vectors:
+        """Read a vector of some rows: [rows, H] of the dataset's dtype."""
+
+    def leading(self, rows: range) -> dict[str, pa.Array]:
+        """Read the leading columns of some rows."""
+
+
+class Contents(Protocol):
+    """What a dataset folder is made from; sent to every process that writes shards."""
+
+    @property
+    def dtype(self) -> str:
+        """Float type of the folder's vectors."""
+
+    @property
+    def n_layers(self) -> int:
+        """Layers of the model."""
+
+    @property
+    def width(self) -> int:
+        """Length of every vector."""
+
+    def reader(self, layer: int | None) -> Rows:
+        """Open what a layer's split, or `all_layers` where it is None, is made from."""
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """One shard to write.
+
+    Attributes:
+        path: relative to the dataset folder.
+        config: `default`, `all_layers` or `clt_features`.
+        layer: of the split; None in `all_layers`.
+        names: vectors that it holds, in order: `x` and then the targets, or those of all layers.
+        groups: rows of each row group.
+    """
+
+    path: str
+    config: str
+    layer: int | None
+    names: tuple[str, ...]
+    groups: tuple[range, ...]
+
+
+def plan_layer(
+    contents: Contents,
+    rows_of_samples: Sequence[int],
+    layer: int,
+    targets: Sequence[int],
+    shard_bytes: int,
+) -> list[ShardTask]:
+    """Plan the shards of a layer's split in the default config."""
+    names = (x_name(layer), *map(mlp_out_name, targets))
+    return _plan(contents, rows_of_samples, DEFAULT_CONFIG, layer, names, shard_bytes)
+
+
+def plan_all_layers(
+    contents: Contents, rows_of_samples: Sequence[int], names: Sequence[str], shard_bytes: int
+) -> list[ShardTask]:
+    """Plan the shards of `all_layers` with the vectors `names`."""
+    return _plan(contents, rows_of_samples, ALL_LAYERS, None, tuple(names), shard_bytes)
+
+
+def plan_features(
+    contents: Contents, rows_of_samples: Sequence[int], layer: int, shard_bytes: int
+) -> list[ShardTask]:
+    """Plan the shards of a layer's split in `clt_features`."""
+    return _plan(contents, rows_of_samples, CLT_FEATURES, layer, (FEATURES,), shard_bytes)
+
+
+def _plan(
+    contents: Contents,
+    rows_of_samples: Sequence[int],
+    config: str,
+    layer: int | None,
+    names: tuple[str, ...],
+    shard_bytes: int,
+) -> list[ShardTask]:
+    row_bytes = len(names) * contents.width * np.dtype(contents.dtype).itemsize
+    shards = plan_shards(plan_row_groups(rows_of_samples, row_bytes), row_bytes, shard_bytes)
+    split = ALL_LAYERS_SPLIT if layer is None else split_name(layer)
+    return [
+        ShardTask(
+            shard_path(config, split, number, len(shards)), config, layer, names, tuple(groups)
+        )
+        for number, groups in enumerate(shards)
+    ]
+
+
+def write_shards(
+    folder: Path, contents: Contents, tasks: Sequence[ShardTask], num_proc: int, label: str
+) -> dict[str, FileEntry]:
+    """Write shards, in `num_proc` processes.
+
+    Returns:
+        The manifest's entry of each file, by its path.
+    """
+    with tqdm(total=len(tasks), unit=" shards", desc=label) as progress:
+        entries = {}
+        for task, entry in zip(tasks, _entries(folder, contents, tasks, num_proc), strict=True):
+            entries[task.path] = entry
+            progress.update()
+    return entries
+
+
+def _entries(
+    folder: Path, contents: Contents, tasks: Sequence[ShardTask], num_proc: int
+) -> Iterator[FileEntry]:
+    if num_proc == 1:
+        yield from (write_shard(folder, contents, task) for task in tasks)
+        return
+    n = len(tasks)
+    # Not forked: torch and Arrow have threads by now, and their locks would be copied held.
+    with ProcessPoolExecutor(num_proc, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(write_shard, [folder] * n, [contents] * n, tasks)
+
+
+def write_shard(folder: Path, contents: Contents, task: ShardTask) -> FileEntry:
+    """Write one shard, a row group at a time."""
+    reader = contents.reader(task.layer)
+    with open_shard(folder / task.path, _schema(contents, task)) as shard:
+        for rows in task.groups:
+            leading = reader.leading(rows)
+            vectors = _vector_columns(reader, task, rows)
+            names = (SAMPLE,) if task.config == CLT_FEATURES else LEADING
+            shard.write_group([*(leading[name] for name in names), *vectors])
+    return shard.entry
+
+
+def _schema(contents: Contents, task: ShardTask) -> pa.Schema:
+    shape = (contents.width, contents.dtype, contents.n_layers)
+    if task.config == ALL_LAYERS:
+        return all_layers_schema(task.names, *shape)
+    return clt_features_schema(*shape) if task.config == CLT_FEATURES else default_schema(*shape)
+
+
+def _vector_columns(reader: Rows, task: ShardTask, rows: range) -> list[pa.Array]:
+    if task.config != DEFAULT_CONFIG:
+        return [vectors_to_arrow(reader.vectors(name, rows)) for name in task.names]
+    x, *targets = task.names
+    stacked = np.stack([reader.vectors(name, rows) for name in targets], axis=1)
+    return [vectors_to_arrow(reader.vectors(x, rows)), targets_to_arrow(stacked)]

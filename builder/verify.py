@@ -1,0 +1,224 @@
+"""Proving that a capture store or a dataset folder is whole and says the same thing everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from tqdm import tqdm
+
+from builder.build import store_contents
+from llava_amber_activations.errors import ActivationsError
+from llava_amber_activations.files import sha256_of
+from llava_amber_activations.folder import (
+    ALL_LAYERS,
+    ALL_LAYERS_SPLIT,
+    CLT_FEATURES,
+    CONFIG_DIRS,
+    DEFAULT_CONFIG,
+    MANIFEST_FILE,
+)
+from llava_amber_activations.layer_rows import LayerView, read_layer, split_tables
+from llava_amber_activations.schema import (
+    LEADING,
+    SAMPLE,
+    TARGETS,
+    Vectors,
+    X,
+    arrow_to_targets,
+    arrow_to_vectors,
+)
+from llava_amber_activations.source import Source, open_source
+from llava_amber_activations.store import (
+    ROW_TENSORS,
+    Chunk,
+    chunk_path,
+    is_store,
+    read_recipe,
+    read_samples,
+    recipe_chunks,
+    tensors_sha256,
+    vector_names,
+)
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What was found right: files whose checksums hold, rows, and what was compared."""
+
+    kind: str
+    n_files: int
+    n_rows: int
+    checks: str
+
+
+def verify(path: Path) -> Verified:
+    """Check a capture store or a dataset folder.
+
+    Raises:
+        ActivationsError: naming the first thing that is wrong.
+    """
+    if not path.is_dir():
+        raise ActivationsError(f"{path} is not a folder: give a capture store or a dataset folder")
+    return _verify_store(path) if is_store(path) else _verify_folder(path)
+
+
+def _verify_store(store: Path) -> Verified:
+    recipe = read_recipe(store)
+    records = read_samples(store)
+    store_contents(store, recipe, records)
+    names = [*vector_names(recipe.n_layers), *ROW_TENSORS]
+    n_rows = 0
+    chunks = recipe_chunks(recipe)
+    for number, samples in enumerate(tqdm(chunks, unit=" chunks", desc="verify")):
+        chunk = Chunk(chunk_path(store, number))
+        tensors = {name: chunk.rows(name) for name in names}
+        if tensors_sha256(tensors) != chunk.sha256:
+            raise ActivationsError(
+                f"{chunk.path} is not as it was written (its SHA-256 differs): delete it, and run "
+                "the same capture command again to make it anew"
+            )
+        expected = [s for s in samples for _ in range(records[s].n_rows)]
+        if tensors[SAMPLE].tolist() != expected:
+            raise ActivationsError(
+                f"{chunk.path} has rows of other samples than samples.jsonl says"
+            )
+        for name in vector_names(recipe.n_layers):
+            shape = (len(expected), recipe.hidden_size)
+            if tensors[name].shape != shape or not torch.isfinite(tensors[name]).all():
+                raise ActivationsError(f"{name} of {chunk.path} is not {list(shape)} finite values")
+        n_rows += len(expected)
+    return Verified("capture store", len(chunks), n_rows, "checksums, samples, finite values")
+
+
+def _verify_folder(folder: Path) -> Verified:
+    source = open_source(folder)
+    _check_files(source, folder)
+    _check_rows(source)
+    checks = ["checksums", "row counts"]
+    manifest = source.manifest
+    if DEFAULT_CONFIG in manifest.configs:
+        for split in tqdm(manifest.splits(DEFAULT_CONFIG), unit=" splits", desc="verify"):
+            _check_split(source, split)
+        checks.append("finite values")
+        if ALL_LAYERS in manifest.configs:
+            checks.append(f"{DEFAULT_CONFIG} equals {ALL_LAYERS}")
+    for config in (ALL_LAYERS, CLT_FEATURES):
+        for split, shards in manifest.splits(config).items():
+            for table in split_tables(source, shards):
+                _check_finite(table, f"{config}/{split}")
+    return Verified("dataset folder", len(manifest.files), manifest.n_rows, ", ".join(checks))
+
+
+def _check_files(source: Source, folder: Path) -> None:
+    manifest = source.manifest
+    for path, entry in tqdm(manifest.files.items(), unit=" files", desc="checksums"):
+        file = folder / path
+        if not file.is_file():
+            raise ActivationsError(f"{file} is missing: build or download the dataset again")
+        if file.stat().st_size != entry.bytes or sha256_of(file) != entry.sha256:
+            raise ActivationsError(
+                f"{file} is not as it was written (its SHA-256 is not the one in {MANIFEST_FILE}): "
+                "build or download the dataset again"
+            )
+        if entry.rows is not None:
+            with source.open_parquet(path) as parquet:
+                rows = parquet.metadata.num_rows
+            if rows != entry.rows:
+                raise ActivationsError(f"{file} has {rows} rows, and {MANIFEST_FILE} {entry.rows}")
+    for directory in CONFIG_DIRS.values():
+        for file in sorted((folder / directory).glob("*.parquet")):
+            if file.relative_to(folder).as_posix() not in manifest.files:
+                raise ActivationsError(
+                    f"{file} is not in {MANIFEST_FILE}, and load_dataset would read it: remove it"
+                )
+
+
+def _check_rows(source: Source) -> None:
+    manifest = source.manifest
+    for config in manifest.configs:
+        for split, paths in manifest.splits(config).items():
+            rows = manifest.rows_of(paths)
+            if config != CLT_FEATURES and rows != manifest.n_rows:
+                raise ActivationsError(
+                    f"split {split} of {config} in {source.name} has {rows} rows, "
+                    f"and the others {manifest.n_rows}"
+                )
+    features = {manifest.rows_of(paths) for paths in manifest.splits(CLT_FEATURES).values()}
+    if len(features) > 1:
+        raise ActivationsError(
+            f"the splits of {CLT_FEATURES} in {source.name} differ in rows: {sorted(features)}"
+        )
+
+
+def _check_split(source: Source, split: str) -> None:
+    """Check that a layer's own split is finite, and equal to `all_layers` where that is there."""
+    manifest = source.manifest
+    layer = int(split[1:])
+    own = split_tables(source, manifest.shards(DEFAULT_CONFIG, split))
+    shards = manifest.shards(ALL_LAYERS, ALL_LAYERS_SPLIT)
+    if not shards:
+        for table in own:
+            _check_finite(table, split)
+        return
+    view = LayerView(layer, manifest.n_targets)
+    row = 0
+    for mine, theirs in _aligned(own, _tables_of_layer(source, shards, view)):
+        _check_finite(mine, split)
+        where = f"rows {row} to {row + len(mine) - 1} of split {split} in {source.name}"
+        if not mine.select(LEADING).equals(theirs.select(LEADING)):
+            raise ActivationsError(
+                f"{where} are of other samples or positions than in {ALL_LAYERS}"
+            )
+        for column, view_of in ((X, arrow_to_vectors), (TARGETS, arrow_to_targets)):
+            if not _same_bits(view_of(mine[column]), view_of(theirs[column])):
+                raise ActivationsError(
+                    f"{column} of {where} differs from the vectors in {ALL_LAYERS}"
+                )
+        row += len(mine)
+
+
+def _tables_of_layer(source: Source, shards: list[str], view: LayerView) -> Iterator[pa.Table]:
+    for path in shards:
+        with source.open_parquet(path) as file:
+            for group in range(file.num_row_groups):
+                yield read_layer(file, group, view)
+
+
+def _aligned(
+    first: Iterator[pa.Table], second: Iterator[pa.Table]
+) -> Iterator[tuple[pa.Table, pa.Table]]:
+    """Cut two streams of the same number of rows into pairs of equally many."""
+    a = b = None
+    while True:
+        a = a if a is not None and len(a) else next(first, None)
+        b = b if b is not None and len(b) else next(second, None)
+        if a is None or b is None:
+            return
+        n = min(len(a), len(b))
+        yield a.slice(0, n), b.slice(0, n)
+        a, b = a.slice(n), b.slice(n)
+
+
+def _same_bits(first: Vectors, second: Vectors) -> bool:
+    bits = np.uint16 if first.itemsize == 2 else np.uint32
+    same_kind = first.dtype == second.dtype and first.shape == second.shape
+    return same_kind and bool((first.view(bits) == second.view(bits)).all())
+
+
+def _check_finite(table: pa.Table, where: str) -> None:
+    for field in table.schema:
+        if pa.types.is_fixed_size_list(field.type):
+            vectors = arrow_to_vectors(table[field.name])
+        elif field.name == TARGETS:
+            vectors = arrow_to_targets(table[field.name])
+        else:
+            continue
+        finite = np.isfinite(vectors).reshape(len(table), -1).all(axis=1)
+        if not finite.all():
+            sample = table[SAMPLE][int(np.argmin(finite))].as_py()
+            raise ActivationsError(f"{field.name} of sample {sample} in {where} is not finite")

@@ -1,0 +1,157 @@
+"""The commands of `llava-amber` and their options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from capture.command import capture_command
+from llava_amber_activations.terminal import new_app, run_app
+
+app = new_app("Capture, build, read, export and publish the activations of LLaVA-type models.")
+app.command("capture")(capture_command)
+
+MaxShardSize = Annotated[str, typer.Option(help="Most bytes of a Parquet file, uncompressed.")]
+NumProc = Annotated[int, typer.Option(min=1, help="Processes that write shards.")]
+NTargets = Annotated[
+    int | None, typer.Option(min=1, help="Targets of a layer. [default: as captured]")
+]
+Revision = Annotated[
+    str | None, typer.Option(help="Branch, tag or commit of the dataset on the Hub.")
+]
+Source = Annotated[str, typer.Argument(help="Dataset folder, or a dataset's id on the Hub.")]
+
+
+@app.command()
+def demo(
+    output_dir: Annotated[
+        Path, typer.Option(help="New folder for everything that the demo makes.")
+    ] = Path("llava-amber-demo"),
+) -> None:
+    """Run the whole pipeline on a tiny random LLaVA and a few pictures, on the CPU."""
+    from llava_amber_activations.cli.demo import run_demo
+
+    run_demo(output_dir, typer.echo)
+
+
+@app.command()
+def build(
+    store: Annotated[Path, typer.Argument(help="Finished capture store.")],
+    dataset: Annotated[Path, typer.Argument(help="New dataset folder.")],
+    n_targets: NTargets = None,
+    configs: Annotated[
+        str, typer.Option(help="default (with L0 …), all_layers, or both.")
+    ] = "default,all_layers",
+    max_shard_size: MaxShardSize = "500MB",
+    num_proc: NumProc = 1,
+) -> None:
+    """Build a dataset folder, which load_dataset opens, from a capture store."""
+    from builder.build import build as build_folder
+
+    manifest = build_folder(
+        store,
+        dataset,
+        n_targets=n_targets,
+        configs=[name.strip() for name in configs.split(",")],
+        max_shard_size=max_shard_size,
+        num_proc=num_proc,
+    )
+    typer.echo(
+        f"{dataset}: {len(manifest.files)} files, {manifest.n_rows} rows in "
+        f"{', '.join(manifest.configs)}. Next: load_dataset('{dataset}', 'L5')"
+    )
+
+
+@app.command()
+def export(
+    source: Source,
+    out: Annotated[Path, typer.Argument(help="Folder for the .pt files.")],
+    format_: Annotated[
+        Literal["layers", "samples"],
+        typer.Option("--format", help="L0/batch_0_x.pt and batch_0_y.pt, or sample_0000.pt."),
+    ],
+    layers: Annotated[
+        str | None, typer.Option(help="Such as 0-30 or 0,5,10-12. [default: all]")
+    ] = None,
+    n_targets: NTargets = None,
+    first_target: Annotated[
+        int, typer.Option(min=0, max=1, help="Targets start at the next layer (1) or at L (0).")
+    ] = 1,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Most samples of a batch file; all of equal length.")
+    ] = 64,
+    pad_targets: Annotated[
+        bool, typer.Option(help="Append zero tensors up to --n-targets.")
+    ] = False,
+    revision: Revision = None,
+) -> None:
+    """Write the .pt files that existing trainers read."""
+    from builder.export import export as export_files
+
+    result = export_files(
+        source,
+        out,
+        layout=format_,
+        layers=layers,
+        n_targets=n_targets,
+        first_target=first_target,
+        batch_size=batch_size,
+        pad_targets=pad_targets,
+        revision=revision,
+    )
+    typer.echo(f"{out}: {result.n_files} files of {result.contents}, {result.n_written} new")
+
+
+@app.command("import")
+def import_(
+    pt_dir: Annotated[Path, typer.Argument(help="Folder of .pt files, of either layout.")],
+    dataset: Annotated[Path, typer.Argument(help="New dataset folder.")],
+    max_shard_size: MaxShardSize = "500MB",
+    num_proc: NumProc = 1,
+) -> None:
+    """Make a dataset folder of a folder of .pt files."""
+    from builder.import_pt import import_pt
+
+    manifest = import_pt(pt_dir, dataset, max_shard_size=max_shard_size, num_proc=num_proc)
+    typer.echo(
+        f"{dataset}: {len(manifest.files)} files, {manifest.n_rows} rows in "
+        f"{', '.join(manifest.configs)}"
+    )
+    for warning in manifest.warnings:
+        typer.echo(f"note: {warning}")
+
+
+@app.command()
+def verify(
+    path: Annotated[Path, typer.Argument(help="Capture store or dataset folder.")],
+) -> None:
+    """Check every checksum, row count and value; exit 1 naming the first thing wrong."""
+    from builder.verify import verify as verify_path
+
+    found = verify_path(path)
+    typer.echo(
+        f"{path}: {found.kind}, {found.n_files} files, {found.n_rows} rows. Right: {found.checks}"
+    )
+
+
+@app.command()
+def info(
+    source: Annotated[
+        str, typer.Argument(help="Capture store, dataset folder, or a dataset's id on the Hub.")
+    ],
+    revision: Revision = None,
+) -> None:
+    """Say what a store or a dataset is: recipe, layers, rows, bytes, dtypes."""
+    from builder.info import info as describe
+
+    pairs = describe(source, revision)
+    width = max(len(name) for name, _ in pairs)
+    for name, value in pairs:
+        typer.echo(f"{name:<{width}}  {value}")
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    run_app(app)
