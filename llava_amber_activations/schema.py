@@ -109,7 +109,8 @@ def layers_of(schema: pa.Schema, where: object) -> int:
 
 def width_of(schema: pa.Schema) -> int:
     """Return the width H of a shard's vectors."""
-    return next(field.type.list_size for field in schema if pa.types.is_fixed_size_list(field.type))
+    types = (field.type for field in schema if pa.types.is_fixed_size_list(field.type))
+    return int(next(types).list_size)
 
 
 def float_name(schema: pa.Schema) -> str:

@@ -1,0 +1,134 @@
+"""A tiny LLaVA, real photographs, and stores and datasets made of them, shared by the tests."""
+
+import os
+import tempfile
+from pathlib import Path
+
+# Before datasets and huggingface_hub are imported: they read these once.
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="llava-amber-tests-")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from photographs import save_photographs
+from single_pass import Reference
+
+from builder.build import build
+from capture.run import capture
+from capture.settings import CaptureSettings
+from capture.tiny_model import make_tiny_llava
+
+# Prompts of unequal length, so that every batch is padded.
+QUERIES = (
+    "Describe this image.",
+    "What is in the foreground, and what is behind it?",
+    "Why?",
+    "Is there a cat in this image? Answer yes or no.",
+    "Describe this image.",
+    "Count.",
+    "Name every colour that you can see in this image, from the most to the least common one.",
+    "Who took it?",
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_llava(tmp_path_factory):
+    """Folder of a random LLaVA: 32 layers, 64 wide, 4 image tokens."""
+    return make_tiny_llava(tmp_path_factory.mktemp("model") / "tiny-llava")
+
+
+@pytest.fixture(scope="session")
+def reference(tiny_llava):
+    """The same model for one sample at a time, by plain hooks."""
+    return Reference(tiny_llava)
+
+
+@pytest.fixture(scope="session")
+def image_dir(tmp_path_factory):
+    """Folder of eight photographs of several sizes."""
+    folder = tmp_path_factory.mktemp("images")
+    save_photographs(folder, len(QUERIES))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def query_file(tmp_path_factory):
+    """Query file over `image_dir`: eight samples, ids from 101 on."""
+    path = tmp_path_factory.mktemp("queries") / "queries.json"
+    entries = [
+        {"id": 101 + number, "image": f"AMBER_{number + 1}.jpg", "query": query}
+        for number, query in enumerate(QUERIES)
+    ]
+    path.write_text(json.dumps(entries), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def make_store(tiny_llava, image_dir, query_file, tmp_path_factory):
+    """Function that captures a store in this process; keywords override the settings."""
+
+    def make(output_dir: Path | None = None, **overrides) -> Path:
+        output_dir = output_dir or tmp_path_factory.mktemp("store") / "store"
+        settings = {
+            "model": str(tiny_llava),
+            "dataset": query_file,
+            "image_dir": image_dir,
+            "output_dir": output_dir,
+            "batch_size": 5,
+            "chunk_samples": 3,
+            **overrides,
+        }
+        capture(CaptureSettings(**settings), device=torch.device("cpu"))
+        return output_dir
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def last_store(make_store):
+    """Finished float32 store of the last positions: 8 rows."""
+    return make_store()
+
+
+@pytest.fixture(scope="session")
+def all_store(make_store):
+    """Finished float32 store of all positions."""
+    return make_store(positions="all")
+
+
+@pytest.fixture(scope="session")
+def last_dataset(last_store, tmp_path_factory):
+    """Dataset folder of `last_store`: one shard a split."""
+    folder = tmp_path_factory.mktemp("dataset") / "dataset"
+    build(last_store, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def all_dataset(all_store, tmp_path_factory):
+    """Dataset folder of `all_store`, in shards small enough that there are several."""
+    folder = tmp_path_factory.mktemp("dataset") / "dataset"
+    build(all_store, folder, max_shard_size="1MB")
+    return folder
+
+
+@pytest.fixture
+def cli(tmp_path):
+    """Function that runs `llava-amber ARGUMENTS` as a user does, in a process of its own."""
+
+    def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "llava_amber_activations", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, **environment},
+            timeout=300,
+        )
+
+    return run
