@@ -129,6 +129,7 @@ def cli(tmp_path):
             cwd=tmp_path,
             env={**os.environ, **environment},
             timeout=300,
+            check=False,
         )
 
     return run
