@@ -99,12 +99,11 @@ def _verify_folder(folder: Path) -> Verified:
     source = open_source(folder)
     _check_files(source, folder)
     _check_rows(source)
-    checks = ["checksums", "row counts"]
+    checks = ["checksums", "row counts", "finite values"]
     manifest = source.manifest
     if DEFAULT_CONFIG in manifest.configs:
         for split in tqdm(manifest.splits(DEFAULT_CONFIG), unit=" splits", desc="verify"):
             _check_split(source, split)
-        checks.append("finite values")
         if ALL_LAYERS in manifest.configs:
             checks.append(f"{DEFAULT_CONFIG} equals {ALL_LAYERS}")
     for config in (ALL_LAYERS, CLT_FEATURES):

@@ -120,8 +120,11 @@ def _check_finite(vectors: torch.Tensor, sample: torch.Tensor) -> None:
     finite = torch.isfinite(vectors).all(dim=2)
     if finite.all():
         return
-    slot, row = (~finite).nonzero()[0].tolist()
-    name = vector_names(len(vectors) // 2)[slot]
+    n_layers = len(vectors) // 2
+    bad = (~finite).nonzero().tolist()
+    # The first in the order in which the model computes them: what follows is its consequence.
+    slot, row = min(bad, key=lambda place: (place[0] % n_layers, place[0] // n_layers, place[1]))
+    name = vector_names(n_layers)[slot]
     raise ActivationsError(
         f"{name} of sample {int(sample[row])} has a value that {vectors.dtype} cannot hold: "
         "capture with --dtype bfloat16 or float32 (and the same --store-dtype)"
