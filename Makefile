@@ -8,6 +8,7 @@ BIN    := $(VENV)/bin
 .PHONY: demo test lint clean
 
 demo: $(VENV)/.installed
+	rm -rf demo-output
 	$(BIN)/llava-amber demo --output-dir demo-output
 
 test: $(VENV)/.installed

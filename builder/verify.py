@@ -22,7 +22,7 @@ from llava_amber_activations.folder import (
     DEFAULT_CONFIG,
     MANIFEST_FILE,
 )
-from llava_amber_activations.layer_rows import LayerView, read_layer, split_tables
+from llava_amber_activations.layer_rows import LayerView, split_tables, tables_of_layer
 from llava_amber_activations.schema import (
     LEADING,
     SAMPLE,
@@ -166,7 +166,7 @@ def _check_split(source: Source, split: str) -> None:
         return
     view = LayerView(layer, manifest.n_targets)
     row = 0
-    for mine, theirs in _aligned(own, _tables_of_layer(source, shards, view)):
+    for mine, theirs in _aligned(own, tables_of_layer(source, shards, view)):
         _check_finite(mine, split)
         where = f"rows {row} to {row + len(mine) - 1} of split {split} in {source.name}"
         if not mine.select(LEADING).equals(theirs.select(LEADING)):
@@ -179,13 +179,6 @@ def _check_split(source: Source, split: str) -> None:
                     f"{column} of {where} differs from the vectors in {ALL_LAYERS}"
                 )
         row += len(mine)
-
-
-def _tables_of_layer(source: Source, shards: list[str], view: LayerView) -> Iterator[pa.Table]:
-    for path in shards:
-        with source.open_parquet(path) as file:
-            for group in range(file.num_row_groups):
-                yield read_layer(file, group, view)
 
 
 def _aligned(

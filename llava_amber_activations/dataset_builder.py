@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import datasets
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.builder import Key
@@ -15,6 +14,7 @@ from datasets.builder import Key
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.layer_rows import LayerView, layer_schema, read_layer
 from llava_amber_activations.layers import DEFAULT_N_TARGETS, LayerWindow, split_name
+from llava_amber_activations.read_ahead import RowGroup, Shards, read_in_order
 from llava_amber_activations.schema import features_of, layers_of
 from llava_amber_activations.source import open_parquet
 
@@ -74,7 +74,7 @@ class LlavaAmberActivations(datasets.ArrowBasedBuilder):
             raise ActivationsError("data_files is missing: give the shards of all_layers")
         data_files = dl_manager.download(self.config.data_files)
         files = [file for split in data_files.values() for file in split]
-        with _open(files[0]) as first:
+        with open_parquet(files[0]) as first:
             schema = first.schema_arrow
         config = self.config
         window = LayerWindow(layers_of(schema, files[0]), config.n_targets, config.first_target)
@@ -107,8 +107,9 @@ class LlavaAmberActivations(datasets.ArrowBasedBuilder):
         self, files: list[str], row_groups_list: list[Any], view: LayerView
     ) -> Iterator[dict[str, Any]]:
         """Cut shards into row groups, for streams that are read by more workers than shards."""
+        shards = Shards(files)
         for file, row_groups in zip(files, row_groups_list, strict=True):
-            groups = _row_groups(file) if row_groups is None else row_groups
+            groups = _all_groups(shards, file) if row_groups is None else row_groups
             yield {
                 "files": [file] * len(groups),
                 "row_groups_list": [(group,) for group in groups],
@@ -118,19 +119,20 @@ class LlavaAmberActivations(datasets.ArrowBasedBuilder):
     def _generate_tables(
         self, files: list[str], row_groups_list: list[Any], view: LayerView
     ) -> Iterator[tuple[Key, pa.Table]]:
-        for number, (path, row_groups) in enumerate(zip(files, row_groups_list, strict=True)):
-            with _open(path) as file:
-                groups = range(file.num_row_groups) if row_groups is None else row_groups
-                for group in groups:
-                    table = read_layer(file, group, view)
-                    yield Key(number, group), table.cast(self.info.features.arrow_schema)
+        shards = Shards(files)
+        schema = self.info.features.arrow_schema
+
+        def groups() -> Iterator[RowGroup]:
+            for path, numbers in zip(files, row_groups_list, strict=True):
+                for number in _all_groups(shards, path) if numbers is None else numbers:
+                    yield shards.row_group(path, number)
+
+        def read(file: pq.ParquetFile, number: int) -> pa.Table:
+            return read_layer(file, number, view).cast(schema)
+
+        for count, table in enumerate(read_in_order(shards, groups(), read)):
+            yield Key(0, count), table
 
 
-def _open(path: str) -> pq.ParquetFile:
-    fs, inner = fsspec.url_to_fs(path)
-    return open_parquet(inner, fs)
-
-
-def _row_groups(path: str) -> range:
-    with _open(path) as file:
-        return range(file.num_row_groups)
+def _all_groups(shards: Shards, path: str) -> range:
+    return range(shards.footer(path).num_row_groups)

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.folder import ALL_LAYERS, ALL_LAYERS_SPLIT, DEFAULT_CONFIG
 from llava_amber_activations.layers import LayerWindow, mlp_out_name, split_name, x_name
+from llava_amber_activations.read_ahead import Shards, read_in_order
 from llava_amber_activations.schema import (
     LEADING,
     TARGETS,
@@ -77,20 +78,27 @@ def layer_shards(source: Source, view: LayerView) -> list[str]:
 
 def layer_tables(source: Source, view: LayerView) -> Iterator[pa.Table]:
     """Yield a layer's rows, a row group at a time, with the columns of the default config."""
-    for path in layer_shards(source, view):
-        with source.open_parquet(path) as file:
-            for group in range(file.num_row_groups):
-                yield read_layer(file, group, view)
+    yield from tables_of_layer(source, layer_shards(source, view), view)
+
+
+def tables_of_layer(source: Source, paths: list[str], view: LayerView) -> Iterator[pa.Table]:
+    """Yield a layer's rows as `layer_tables` does, from shards that the caller has chosen."""
+    shards = Shards(source.url(path) for path in paths)
+    yield from read_in_order(
+        shards, shards.row_groups(), lambda file, number: read_layer(file, number, view)
+    )
 
 
 def split_tables(
-    source: Source, shards: list[str], columns: list[str] | None = None
+    source: Source, paths: list[str], columns: list[str] | None = None
 ) -> Iterator[pa.Table]:
     """Yield the rows of some shards as they are, a row group at a time."""
-    for path in shards:
-        with source.open_parquet(path) as file:
-            for group in range(file.num_row_groups):
-                yield file.read_row_group(group, columns=columns)
+    shards = Shards(source.url(path) for path in paths)
+    yield from read_in_order(
+        shards,
+        shards.row_groups(),
+        lambda file, number: file.read_row_group(number, columns=columns),
+    )
 
 
 def layer_schema(schema: pa.Schema, view: LayerView, where: object) -> pa.Schema:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+from huggingface_hub import HfApi
 
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files import parse_json_object
 from llava_amber_activations.folder import MANIFEST_FILE, Manifest
+from llava_amber_activations.hub import hub_errors
 
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -23,25 +28,31 @@ class Source:
 
     Attributes:
         name: as the user gave it.
-        root: folder's path in `fs`.
-        fs: the file system that holds it.
+        root: what its files' addresses begin with: a path, or `hf://datasets/OWNER/NAME@COMMIT`.
         manifest: the folder's manifest.
     """
 
     name: str
     root: str
-    fs: Any
     manifest: Manifest
 
     @property
     def is_local(self) -> bool:
         """Whether the folder is on this machine."""
-        return isinstance(self.fs, fsspec.implementations.local.LocalFileSystem)
+        return "://" not in self.root
 
     def url(self, path: str) -> str:
-        """Return what `datasets` opens a file of the folder by: a path, or an `hf://` address."""
-        full = f"{self.root}/{path}"
-        return full if self.is_local else f"hf://{full}"
+        """Return the address of a file of the folder, as `datasets` and fsspec take it."""
+        return f"{self.root}/{path}"
+
+    def read_bytes(self, path: str) -> bytes:
+        """Read a small file of the folder.
+
+        Raises:
+            ActivationsError: it is missing, or the Hub does not answer.
+        """
+        with source_errors(self.name, self.root):
+            return _read(self.url(path))
 
     def open_parquet(self, path: str) -> pq.ParquetFile:
         """Open a Parquet file of the folder.
@@ -49,46 +60,75 @@ class Source:
         Raises:
             ActivationsError: it is missing or not Parquet.
         """
-        return open_parquet(f"{self.root}/{path}", self.fs)
+        return open_parquet(self.url(path))
 
 
 def open_source(source: str | Path, revision: str | None = None) -> Source:
-    """Open a dataset folder, or a dataset repo of the Hub.
+    """Open a dataset folder, or a dataset repo of the Hub at one commit.
 
     Raises:
-        ActivationsError: it is neither, or its manifest cannot be read.
+        ActivationsError: it is neither, or its manifest cannot be read, or the Hub cannot.
     """
     path = Path(source)
     if path.is_dir():
-        fs, root = fsspec.filesystem("file"), str(path.resolve())
+        root = str(path.resolve())
     elif _REPO_ID.fullmatch(str(source)):
-        fs = fsspec.filesystem("hf")
-        root = f"datasets/{source}" + (f"@{revision}" if revision else "")
+        with hub_errors(str(source), "read"):
+            # One commit from here on: a push in the middle of a reading must not mix two.
+            commit = HfApi().dataset_info(str(source), revision=revision).sha
+        root = f"hf://datasets/{source}@{commit}"
     else:
         raise ActivationsError(
             f"{source} is neither a folder nor a dataset's id on the Hub (OWNER/NAME)"
         )
     where = f"{source}/{MANIFEST_FILE}"
-    try:
-        text = fs.cat_file(f"{root}/{MANIFEST_FILE}")
-    except FileNotFoundError:
-        raise ActivationsError(
-            f"{source} is not a dataset of activations: it has no {MANIFEST_FILE}"
-        ) from None
-    return Source(str(source), root, fs, Manifest.from_json(parse_json_object(text, where), where))
+    with source_errors(str(source), root):
+        try:
+            text = _read(f"{root}/{MANIFEST_FILE}")
+        except FileNotFoundError:
+            raise ActivationsError(
+                f"{source} is not a dataset of activations: it has no {MANIFEST_FILE}"
+            ) from None
+    return Source(str(source), root, Manifest.from_json(parse_json_object(text, where), where))
 
 
-def open_parquet(path: str, fs: Any) -> pq.ParquetFile:
-    """Open one Parquet file.
+def open_parquet(url: str, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
+    """Open one Parquet file, here or on the Hub.
+
+    On the Hub nothing is read ahead of what is asked for: a read of some columns of a row group
+    fetches their bytes, neighbours in one request, and no others.
+
+    Args:
+        metadata: the file's footer, where it has been read before.
 
     Raises:
-        ActivationsError: it is missing or not Parquet.
+        ActivationsError: it is missing or not Parquet, or the Hub does not answer.
     """
-    try:
-        return pq.ParquetFile(path, filesystem=fs, pre_buffer=True)
-    except FileNotFoundError:
-        raise ActivationsError(f"{path} is missing: build or download the dataset again") from None
-    except (ValueError, OSError) as error:
-        raise ActivationsError(
-            f"{path} is damaged ({error}): build or download the dataset again"
-        ) from None
+    fs, path = fsspec.url_to_fs(url)
+    with source_errors(url, url):
+        try:
+            if isinstance(fs, LocalFileSystem):
+                return pq.ParquetFile(path, metadata=metadata, memory_map=True)
+            file = fs.open(path, "rb", cache_type="none")
+            return pq.ParquetFile(file, metadata=metadata, pre_buffer=True)
+        except FileNotFoundError:
+            raise ActivationsError(
+                f"{url} is missing: build or download the dataset again"
+            ) from None
+        except ValueError as error:
+            raise ActivationsError(
+                f"{url} is damaged ({error}): build or download the dataset again"
+            ) from None
+
+
+@contextmanager
+def source_errors(name: str, url: str) -> Iterator[None]:
+    """Turn what goes wrong with the Hub inside the block into one sentence; local files pass."""
+    with hub_errors(name, "read") if "://" in url else nullcontext():
+        yield
+
+
+def _read(url: str) -> bytes:
+    fs, path = fsspec.url_to_fs(url)
+    content: Any = fs.cat_file(path)
+    return bytes(content)

@@ -28,7 +28,7 @@ _QUERIES = ("Describe this image.", "What colour is the shape?")
 _SHAPES = ("red", "orange", "gold", "green", "teal", "blue", "purple", "black")
 
 _FOR_REAL = """
-For real, on AMBER with LLaVA-1.5-7B (a GPU with 16 GB):
+For real, on AMBER with LLaVA-1.5-7B (a GPU with 24 GB):
 
   llava-amber capture --model llava-hf/llava-1.5-7b-hf --dataset query_generative.json \\
       --image-dir AMBER/image --output-dir store --n-targets 16

@@ -1,0 +1,85 @@
+"""The Hub's failures, said in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalTokenNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from llava_amber_activations.errors import ActivationsError
+
+_LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
+
+
+@contextmanager
+def hub_errors(repo_id: str, doing: str) -> Iterator[None]:
+    """Turn what goes wrong with the Hub inside the block into one sentence.
+
+    Args:
+        repo_id: the dataset.
+        doing: such as "read" or "push to"; the sentence begins "cannot read OWNER/NAME".
+
+    Raises:
+        ActivationsError: in the place of any error of `huggingface_hub` or of the connection.
+    """
+    cannot = f"cannot {doing} {repo_id} on the Hub"
+    try:
+        yield
+    except GatedRepoError:
+        raise ActivationsError(
+            f"{cannot}: it is gated. Ask for access on its page, and {_LOG_IN}"
+        ) from None
+    except RevisionNotFoundError:
+        raise ActivationsError(
+            f"{cannot}: it has no such revision. Name a branch, a tag or a commit of it"
+        ) from None
+    except (RepositoryNotFoundError, LocalTokenNotFoundError):
+        raise ActivationsError(
+            f"{cannot}: it does not exist, or it is private and you are not logged in with access "
+            f"to it. Check its name, or {_LOG_IN}"
+        ) from None
+    except HFValidationError as error:
+        raise ActivationsError(f"{cannot}: {error}") from None
+    except EntryNotFoundError as error:
+        raise ActivationsError(f"{cannot}: a file is missing ({_first_line(error)})") from None
+    except HfHubHTTPError as error:
+        raise ActivationsError(f"{cannot}: {_status(error)}") from None
+    except Exception as error:
+        # httpx (or httpx2, by the release of huggingface_hub) is the Hub client's own matter.
+        if not _is_connection(error):
+            raise
+        raise ActivationsError(
+            f"{cannot}: no answer ({_first_line(error)}). Check the connection and run it again"
+        ) from None
+
+
+def _is_connection(error: BaseException) -> bool:
+    if isinstance(error, ConnectionError):
+        return True
+    names = {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(error).__mro__}
+    return bool(names & {"httpx.TransportError", "httpx2.TransportError"})
+
+
+def _status(error: HfHubHTTPError) -> str:
+    status = error.response.status_code
+    if status in (401, 403):
+        return (
+            f"it answered {status}: the token is wrong or may not do this. {_LOG_IN.capitalize()}"
+        )
+    if status >= 500 or status == 429:
+        return f"it goes on answering {status}. Run the same command again later"
+    return f"it answered {status} ({_first_line(error)})"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
