@@ -5,6 +5,8 @@ DATASET/
   data/L0-00000-of-00002.parquet …         config default (and L0, L1, …)
   all_layers/train-00000-of-00002.parquet  config all_layers, split train
   clt_features/L0-00000-of-00001.parquet   config clt_features
+  statistics.safetensors                   moments of every layer's vectors
+  figures/rms.png, figures/energy.png      what the card shows of them
   manifest.json                            every file's sha256, bytes and rows; the recipe
 """
 
@@ -20,6 +22,9 @@ from llava_amber_activations.recipe import FORMAT_VERSION, Recipe, check_format_
 
 CARD_FILE = "README.md"
 MANIFEST_FILE = "manifest.json"
+STATISTICS_FILE = "statistics.safetensors"
+RMS_FIGURE = "figures/rms.png"
+ENERGY_FIGURE = "figures/energy.png"
 DEFAULT_CONFIG = "default"
 ALL_LAYERS = "all_layers"
 CLT_FEATURES = "clt_features"
