@@ -8,7 +8,7 @@ from pathlib import Path
 
 from builder.new_folder import check_free, finish_folder, new_folder
 from builder.plan import parse_size
-from builder.shards import ShardTask, plan_all_layers, plan_layer, write_shards
+from builder.shards import ShardTask, plan_all_layers, plan_layer, plan_moments, write_shards
 from builder.store_rows import StoreRows
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.folder import ALL_LAYERS, DEFAULT_CONFIG, Manifest
@@ -84,15 +84,18 @@ def build(
     window = LayerWindow(recipe.n_layers, n_targets or recipe.n_targets)
     contents = store_contents(store, recipe, records)
     rows = [record.n_rows for record in records]
+    names = vector_names(recipe.n_layers)
     tasks: list[ShardTask] = []
     if DEFAULT_CONFIG in configs:
         for layer in window.sources:
             tasks += plan_layer(contents, rows, layer, window.targets(layer), shard_bytes)
     if ALL_LAYERS in configs:
-        tasks += plan_all_layers(contents, rows, vector_names(recipe.n_layers), shard_bytes)
+        tasks += plan_all_layers(contents, rows, names, shard_bytes)
+    else:
+        tasks += plan_moments(contents, rows, names, shard_bytes)
     skipped = sum(record.error is not None for record in records)
     with new_folder(dataset) as folder:
-        files = write_shards(folder, contents, tasks, num_proc, "build")
+        files, moments = write_shards(folder, contents, tasks, num_proc, "build")
         manifest = Manifest(
             recipe=recipe,
             dtype=contents.dtype,
@@ -103,7 +106,7 @@ def build(
             if skipped
             else (),
         )
-        return finish_folder(folder, manifest)
+        return finish_folder(folder, manifest, moments)
 
 
 def store_contents(store: Path, recipe: Recipe, records: Sequence[SampleRecord]) -> StoreContents:

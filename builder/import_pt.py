@@ -18,6 +18,7 @@ from builder.shards import (
     plan_all_layers,
     plan_features,
     plan_layer,
+    plan_moments,
     write_shards,
 )
 from llava_amber_activations.errors import ActivationsError
@@ -66,8 +67,8 @@ def _import_layers(folder: Path, dataset: Path, shard_bytes: int, num_proc: int)
     tasks = []
     for layer in contents.layers:
         tasks += plan_layer(contents, rows, layer, contents.targets(layer), shard_bytes)
-    if contents.is_complete:
-        tasks += plan_all_layers(contents, rows, contents.all_names, shard_bytes)
+    plan = plan_all_layers if contents.is_complete else plan_moments
+    tasks += plan(contents, rows, contents.all_names, shard_bytes)
     warnings = [_UNKNOWN]
     if contents.is_complete:
         warnings.append(
@@ -100,7 +101,7 @@ def _write(
     warnings: Sequence[str],
 ) -> Manifest:
     with new_folder(dataset) as partial:
-        files = write_shards(partial, contents, tasks, num_proc, "import")
+        files, moments = write_shards(partial, contents, tasks, num_proc, "import")
         manifest = Manifest(
             recipe=recipe,
             dtype=contents.dtype,
@@ -109,7 +110,7 @@ def _write(
             files=files,
             warnings=tuple(warnings),
         )
-        return finish_folder(partial, manifest)
+        return finish_folder(partial, manifest, moments)
 
 
 def _recipe(

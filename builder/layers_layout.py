@@ -69,7 +69,7 @@ class LayersContents:
 
     @property
     def all_names(self) -> list[str]:
-        """The vectors of a complete folder: x of every source, mlp_out of every target."""
+        """Each vector that the folder holds once: x of every layer, mlp_out of the one after it."""
         return [*map(x_name, self.layers), *(mlp_out_name(layer + 1) for layer in self.layers)]
 
     def targets(self, layer: int) -> range:

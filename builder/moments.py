@@ -13,8 +13,11 @@ from functools import reduce
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from llava_amber_activations.layers import mlp_out_name, x_name
 from llava_amber_activations.schema import Vectors
+from llava_amber_activations.statistics import Statistics
 
 # The RMS of rows is counted in bins that are equal in the logarithm: 64 to an octave, so that a
 # quantile is within 0.6 % of the exact one, over all that float32 holds but its last octaves.
@@ -99,3 +102,18 @@ def merge_all(parts: Iterable[dict[str, Moments]]) -> dict[str, Moments]:
         return {**one, **other, **common}
 
     return reduce(merge_two, parts, {})
+
+
+def statistics_of(moments: dict[str, Moments], n_layers: int, width: int) -> Statistics:
+    """Return the statistics file's tensors; layers without moments are NaN."""
+    tensors = {}
+    for kind, name_of in (("x", x_name), ("mlp_out", mlp_out_name)):
+        mean, std = np.full((2, n_layers, width), np.nan)
+        norm = np.full(n_layers, np.nan)
+        for layer in range(n_layers):
+            if found := moments.get(name_of(layer)):
+                mean[layer], std[layer] = found.mean, found.std
+                norm[layer] = found.norm_sum / found.n
+        for suffix, values in (("mean", mean), ("std", std), ("mean_norm", norm)):
+            tensors[f"{kind}_{suffix}"] = torch.from_numpy(values).float()
+    return Statistics(**tensors)

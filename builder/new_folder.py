@@ -9,9 +9,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from builder.card import write_card
+from builder.figures import draw_figures
+from builder.moments import Moments, statistics_of
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files import is_empty_or_missing, sha256_of, sync, write_json
-from llava_amber_activations.folder import CARD_FILE, MANIFEST_FILE, FileEntry, Manifest
+from llava_amber_activations.folder import (
+    CARD_FILE,
+    ENERGY_FIGURE,
+    MANIFEST_FILE,
+    RMS_FIGURE,
+    STATISTICS_FILE,
+    FileEntry,
+    Manifest,
+)
+from llava_amber_activations.statistics import write_statistics
 
 
 def check_free(dataset: Path) -> None:
@@ -49,11 +60,24 @@ def new_folder(dataset: Path) -> Iterator[Path]:
     sync(dataset.parent)
 
 
-def finish_folder(folder: Path, manifest: Manifest) -> Manifest:
-    """Write the card, and then the manifest, of a folder whose other files are there."""
+def finish_folder(folder: Path, manifest: Manifest, moments: dict[str, Moments]) -> Manifest:
+    """Complete a folder whose Parquet files are there: statistics, figures, card, manifest.
+
+    Args:
+        moments: of the vectors, by their names; none in a folder that holds only features.
+    """
+    if moments:
+        recipe = manifest.recipe
+        write_statistics(folder, statistics_of(moments, recipe.n_layers, recipe.hidden_size))
+        draw_figures(folder, moments, recipe.n_layers)
+        for path in (STATISTICS_FILE, RMS_FIGURE, ENERGY_FIGURE):
+            manifest = _with_file(folder, manifest, path)
     write_card(folder, manifest)
-    card = folder / CARD_FILE
-    entry = FileEntry(sha256_of(card), card.stat().st_size)
-    manifest = dataclasses.replace(manifest, files={**manifest.files, CARD_FILE: entry})
+    manifest = _with_file(folder, manifest, CARD_FILE)
     write_json(folder / MANIFEST_FILE, manifest.to_json())
     return manifest
+
+
+def _with_file(folder: Path, manifest: Manifest, path: str) -> Manifest:
+    entry = FileEntry(sha256_of(folder / path), (folder / path).stat().st_size)
+    return dataclasses.replace(manifest, files={**manifest.files, path: entry})

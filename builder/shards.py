@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
+from builder.moments import Moments, merge_all, moments_of
 from builder.plan import plan_row_groups, plan_shards
 from builder.shard_writer import open_shard
 from llava_amber_activations.folder import (
@@ -71,14 +73,14 @@ class ShardTask:
     """One shard to write.
 
     Attributes:
-        path: relative to the dataset folder.
+        path: relative to the dataset folder; None where only the moments of `names` are wanted.
         config: `default`, `all_layers` or `clt_features`.
         layer: of the split; None in `all_layers`.
         names: vectors that it holds, in order: `x` and then the targets, or those of all layers.
         groups: rows of each row group.
     """
 
-    path: str
+    path: str | None
     config: str
     layer: int | None
     names: tuple[str, ...]
@@ -102,6 +104,14 @@ def plan_all_layers(
 ) -> list[ShardTask]:
     """Plan the shards of `all_layers` with the vectors `names`."""
     return _plan(contents, rows_of_samples, ALL_LAYERS, None, tuple(names), shard_bytes)
+
+
+def plan_moments(
+    contents: Contents, rows_of_samples: Sequence[int], names: Sequence[str], shard_bytes: int
+) -> list[ShardTask]:
+    """Plan a pass over the vectors `names` that writes nothing, for a folder without all_layers."""
+    tasks = plan_all_layers(contents, rows_of_samples, names, shard_bytes)
+    return [dataclasses.replace(task, path=None) for task in tasks]
 
 
 def plan_features(
@@ -132,42 +142,64 @@ def _plan(
 
 def write_shards(
     folder: Path, contents: Contents, tasks: Sequence[ShardTask], num_proc: int, label: str
-) -> dict[str, FileEntry]:
+) -> tuple[dict[str, FileEntry], dict[str, Moments]]:
     """Write shards, in `num_proc` processes.
 
     Returns:
-        The manifest's entry of each file, by its path.
+        The manifest's entry of each file, by its path; and the moments of each vector of the
+        tasks of all layers, merged in the order of the tasks, so that they do not depend on
+        `num_proc`.
     """
+    entries, moments = {}, []
     with tqdm(total=len(tasks), unit=" shards", desc=label) as progress:
-        entries = {}
-        for task, entry in zip(tasks, _entries(folder, contents, tasks, num_proc), strict=True):
-            entries[task.path] = entry
+        done = _done(folder, contents, tasks, num_proc)
+        for task, (entry, shard_moments) in zip(tasks, done, strict=True):
+            if task.path is not None and entry is not None:
+                entries[task.path] = entry
+            moments.append(shard_moments)
             progress.update()
-    return entries
+    return entries, merge_all(moments)
 
 
-def _entries(
+_Done = tuple[FileEntry | None, dict[str, Moments]]
+
+
+def _done(
     folder: Path, contents: Contents, tasks: Sequence[ShardTask], num_proc: int
-) -> Iterator[FileEntry]:
+) -> Iterator[_Done]:
     if num_proc == 1:
-        yield from (write_shard(folder, contents, task) for task in tasks)
+        yield from (_do(folder, contents, task) for task in tasks)
         return
     n = len(tasks)
     # Not forked: torch and Arrow have threads by now, and their locks would be copied held.
     with ProcessPoolExecutor(num_proc, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(write_shard, [folder] * n, [contents] * n, tasks)
+        yield from pool.map(_do, [folder] * n, [contents] * n, tasks)
 
 
-def write_shard(folder: Path, contents: Contents, task: ShardTask) -> FileEntry:
-    """Write one shard, a row group at a time."""
+def _do(folder: Path, contents: Contents, task: ShardTask) -> _Done:
+    """Write one shard, a row group at a time, or only take its moments."""
     reader = contents.reader(task.layer)
+    moments: dict[str, Moments] = {}
+
+    def vectors_of(rows: range) -> list[Vectors]:
+        nonlocal moments
+        vectors = [reader.vectors(name, rows) for name in task.names]
+        if task.layer is None:
+            parts = zip(task.names, map(moments_of, vectors), strict=True)
+            moments = merge_all([moments, dict(parts)])
+        return vectors
+
+    if task.path is None:
+        for rows in task.groups:
+            vectors_of(rows)
+        return None, moments
+    leading_names = (SAMPLE,) if task.config == CLT_FEATURES else LEADING
     with open_shard(folder / task.path, _schema(contents, task)) as shard:
         for rows in task.groups:
             leading = reader.leading(rows)
-            vectors = _vector_columns(reader, task, rows)
-            names = (SAMPLE,) if task.config == CLT_FEATURES else LEADING
-            shard.write_group([*(leading[name] for name in names), *vectors])
-    return shard.entry
+            columns = _vector_columns(vectors_of(rows), task.config)
+            shard.write_group([*(leading[name] for name in leading_names), *columns])
+    return shard.entry, moments
 
 
 def _schema(contents: Contents, task: ShardTask) -> pa.Schema:
@@ -177,9 +209,8 @@ def _schema(contents: Contents, task: ShardTask) -> pa.Schema:
     return clt_features_schema(*shape) if task.config == CLT_FEATURES else default_schema(*shape)
 
 
-def _vector_columns(reader: Rows, task: ShardTask, rows: range) -> list[pa.Array]:
-    if task.config != DEFAULT_CONFIG:
-        return [vectors_to_arrow(reader.vectors(name, rows)) for name in task.names]
-    x, *targets = task.names
-    stacked = np.stack([reader.vectors(name, rows) for name in targets], axis=1)
-    return [vectors_to_arrow(reader.vectors(x, rows)), targets_to_arrow(stacked)]
+def _vector_columns(vectors: Sequence[Vectors], config: str) -> list[pa.Array]:
+    if config != DEFAULT_CONFIG:
+        return [vectors_to_arrow(each) for each in vectors]
+    x, *targets = vectors
+    return [vectors_to_arrow(x), targets_to_arrow(np.stack(targets, axis=1))]

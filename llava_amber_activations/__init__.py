@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from llava_amber_activations.layers import LayerWindow
     from llava_amber_activations.loading import load_activations
     from llava_amber_activations.recipe import Recipe
+    from llava_amber_activations.statistics import Statistics, load_statistics
 
 __version__ = "0.1.0"
 
@@ -32,8 +33,10 @@ _HOMES = {
     "LlavaAmberActivations": "dataset_builder",
     "LlavaAmberActivationsConfig": "dataset_builder",
     "Recipe": "recipe",
+    "Statistics": "statistics",
     "activation_batches": "batches",
     "load_activations": "loading",
+    "load_statistics": "statistics",
 }
 
 __all__ = [
@@ -42,8 +45,10 @@ __all__ = [
     "LlavaAmberActivations",
     "LlavaAmberActivationsConfig",
     "Recipe",
+    "Statistics",
     "activation_batches",
     "load_activations",
+    "load_statistics",
 ]
 
 
