@@ -26,8 +26,16 @@ _TEMPLATE = "card.md.j2"
 _SIZE_CATEGORIES = ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"))
 
 
-def write_card(folder: Path, manifest: Manifest, repo_id: str = DEFAULT_REPO_ID) -> None:
+def write_card(folder: Path, manifest: Manifest) -> None:
     """Write `README.md` into a dataset folder whose Parquet files are there."""
+    write_text(folder / CARD_FILE, card_text(folder, manifest, DEFAULT_REPO_ID))
+
+
+def card_text(folder: Path, manifest: Manifest, repo_id: str) -> str:
+    """Return the card of a dataset folder as the repo `repo_id` shows it.
+
+    The manifest's entry of the card itself is not used: the card is made before its checksum.
+    """
     data = DatasetCardData(
         pretty_name="LLaVA activations on AMBER",
         license="other",
@@ -52,8 +60,7 @@ def write_card(folder: Path, manifest: Manifest, repo_id: str = DEFAULT_REPO_ID)
         clt_features=list(manifest.splits(CLT_FEATURES)),
         sizes=_sizes(manifest),
     )
-    card = DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{text}", ignore_metadata_errors=False)
-    write_text(folder / CARD_FILE, str(card))
+    return str(DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{text}"))
 
 
 def readable_size(n_bytes: float) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,13 +13,19 @@ import torch
 from tqdm import tqdm
 
 from builder.pt_files import EXPORT_FILE, sample_path, save_pt, x_path, y_path
-from builder.sample_blocks import Sample, feature_samples, layer_samples, x_samples
+from builder.sample_blocks import feature_samples, x_samples
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files import is_empty_or_missing, parse_json_object, write_json
 from llava_amber_activations.folder import ALL_LAYERS, CLT_FEATURES, DEFAULT_CONFIG
-from llava_amber_activations.layer_rows import LayerView
+from llava_amber_activations.layer_rows import (
+    LayerView,
+    layer_ranges,
+    layer_shards,
+    split_tables,
+    vectors_of,
+)
 from llava_amber_activations.layers import LayerWindow, parse_layers
-from llava_amber_activations.schema import Vectors
+from llava_amber_activations.schema import SAMPLE, Vectors
 from llava_amber_activations.source import Source, open_source
 
 Layout = Literal["layers", "samples"]
@@ -80,10 +87,18 @@ def export(
     if layout == "samples":
         return _export_samples(opened, out, chosen)
     n_files = n_written = 0
+    plans: dict[tuple[str, ...], list[PlannedBatch]] = {}
     for layer in tqdm(chosen, unit=" layers", desc="export"):
         view = LayerView(layer, most, first_target)
-        files, written = _export_layer(opened, out, view, batch_size, most if pad_targets else 0)
-        n_files, n_written = n_files + files, n_written + written
+        paths = layer_shards(opened, view)
+        # Layers that come from the same shards have the same samples.
+        if tuple(paths) not in plans:
+            lengths = _sample_lengths(opened, paths)
+            plans[tuple(paths)] = plan_batches(lengths, batch_size)
+        batches = plans[tuple(paths)]
+        pad_to = most if pad_targets else 0
+        n_files += 2 * len(batches)
+        n_written += _export_layer(opened, paths, batches, out, view, pad_to)
     return ExportResult(n_files, n_written, "x and targets")
 
 
@@ -117,36 +132,64 @@ def _adopt(out: Path, parameters: dict[str, Any]) -> None:
 
 
 def _export_layer(
-    source: Source, out: Path, view: LayerView, batch_size: int, pad_to: int
-) -> tuple[int, int]:
-    """Write a layer's batch files; return how many there are and how many were written."""
-    n_batches = n_written = 0
-    for number, batch in enumerate(_batches(layer_samples(source, view), batch_size)):
-        n_batches += 1
-        paths = x_path(out, view.layer, number), y_path(out, view.layer, number)
-        if all(path.exists() for path in paths):
-            continue
-        n_written += 1
-        targets = [
-            torch.from_numpy(np.stack([sample.vectors[k] for sample in batch]))
-            for k in range(1, len(batch[0].vectors))
-        ]
+    source: Source,
+    paths: list[str],
+    batches: Sequence[PlannedBatch],
+    out: Path,
+    view: LayerView,
+    pad_to: int,
+) -> int:
+    """Write a layer's missing batch files and return how many they were."""
+    names = [
+        (x_path(out, view.layer, number), y_path(out, view.layer, number))
+        for number in range(len(batches))
+    ]
+    missing = [number for number, (x, y) in enumerate(names) if not (x.exists() and y.exists())]
+    tables = layer_ranges(source, paths, view, [batches[number].rows for number in missing])
+    for number, table in zip(missing, tables, strict=True):
+        batch = batches[number]
+        shape = (batch.n_samples, len(batch.rows) // batch.n_samples, -1)
+        x, stacked = vectors_of(table)
+        targets = [_tensor(stacked[:, k], shape) for k in range(stacked.shape[1])]
         targets += [torch.zeros_like(targets[0]) for _ in range(pad_to - len(targets))]
-        save_pt(paths[0], {"x": torch.from_numpy(np.stack([s.vectors[0] for s in batch]))})
-        save_pt(paths[1], {"y": targets[0], "targets": targets, "n_targets": len(targets)})
-    return 2 * n_batches, 2 * n_written
+        save_pt(names[number][0], {"x": _tensor(x, shape)})
+        save_pt(names[number][1], {"y": targets[0], "targets": targets, "n_targets": len(targets)})
+    return 2 * len(missing)
 
 
-def _batches(samples: Iterator[Sample], batch_size: int) -> Iterator[list[Sample]]:
-    """Group consecutive samples of equal length; nothing is padded."""
-    batch: list[Sample] = []
-    for sample in samples:
-        if batch and (len(batch) == batch_size or len(sample) != len(batch[0])):
-            yield batch
-            batch = []
-        batch.append(sample)
-    if batch:
-        yield batch
+@dataclass(frozen=True)
+class PlannedBatch:
+    """One batch file: its rows in the dataset, and how many samples of equal length they are."""
+
+    rows: range
+    n_samples: int
+
+
+def plan_batches(lengths: Sequence[int], batch_size: int) -> list[PlannedBatch]:
+    """Group consecutive samples of equal length, `batch_size` at most; nothing is padded."""
+    batches: list[PlannedBatch] = []
+    row = 0
+    for length, group in groupby(lengths):
+        left = len(list(group))
+        while left:
+            n_samples = min(left, batch_size)
+            batches.append(PlannedBatch(range(row, row + n_samples * length), n_samples))
+            row += n_samples * length
+            left -= n_samples
+    return batches
+
+
+def _sample_lengths(source: Source, paths: list[str]) -> list[int]:
+    """Return how many rows each sample of some shards has."""
+    column = [table[SAMPLE].to_numpy() for table in split_tables(source, paths, [SAMPLE])]
+    samples = np.concatenate(column)
+    edges = [0, *(np.flatnonzero(np.diff(samples)) + 1), len(samples)]
+    return [int(stop - start) for start, stop in pairwise(edges)]
+
+
+def _tensor(rows: Vectors, shape: tuple[int, int, int]) -> torch.Tensor:
+    """Return [rows, H] as [N, T, H] in memory of its own."""
+    return torch.from_numpy(np.array(rows).reshape(shape))
 
 
 def _export_samples(source: Source, out: Path, layers: Sequence[int]) -> ExportResult:

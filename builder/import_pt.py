@@ -61,6 +61,11 @@ def import_pt(
     )
 
 
+def is_pt_folder(folder: Path) -> bool:
+    """Whether a folder holds `.pt` files of either layout."""
+    return folder.is_dir() and (is_layers_layout(folder) or is_samples_layout(folder))
+
+
 def _import_layers(folder: Path, dataset: Path, shard_bytes: int, num_proc: int) -> Manifest:
     contents = scan_layers(folder)
     rows = contents.rows_of_samples

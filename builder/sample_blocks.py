@@ -16,10 +16,8 @@ from llava_amber_activations.layers import split_name, x_name
 from llava_amber_activations.schema import (
     FEATURES,
     SAMPLE,
-    TARGETS,
     Vectors,
     X,
-    arrow_to_targets,
     arrow_to_vectors,
 )
 from llava_amber_activations.source import Source
@@ -39,18 +37,6 @@ class Sample:
 
     def __len__(self) -> int:
         return len(self.vectors[0])
-
-
-def layer_samples(source: Source, view: LayerView) -> Iterator[Sample]:
-    """Yield each sample of a layer with `x` first and then its targets."""
-    return _gathered(_layer_blocks(source, view))
-
-
-def _layer_blocks(source: Source, view: LayerView) -> Iterator[tuple[np.ndarray, list[Vectors]]]:
-    for table in layer_tables(source, view):
-        targets = arrow_to_targets(table[TARGETS])
-        vectors = [arrow_to_vectors(table[X]), *(targets[:, k] for k in range(targets.shape[1]))]
-        yield table[SAMPLE].to_numpy(), vectors
 
 
 def x_samples(source: Source, layers: Sequence[int]) -> Iterator[Sample]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from llava_amber_activations.errors import ActivationsError
 
 if TYPE_CHECKING:
-    from llava_amber_activations.batches import activation_batches
+    from llava_amber_activations.batches import ActivationBatches, activation_batches
     from llava_amber_activations.dataset_builder import (
         LlavaAmberActivations,
         LlavaAmberActivationsConfig,
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "ActivationBatches": "batches",
     "LayerWindow": "layers",
     "LlavaAmberActivations": "dataset_builder",
     "LlavaAmberActivationsConfig": "dataset_builder",
@@ -40,6 +41,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "ActivationBatches",
     "ActivationsError",
     "LayerWindow",
     "LlavaAmberActivations",

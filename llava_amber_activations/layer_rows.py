@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,6 +87,37 @@ def tables_of_layer(source: Source, paths: list[str], view: LayerView) -> Iterat
     yield from read_in_order(
         shards, shards.row_groups(), lambda file, number: read_layer(file, number, view)
     )
+
+
+def layer_ranges(
+    source: Source, paths: list[str], view: LayerView, ranges: Sequence[range]
+) -> Iterator[pa.Table]:
+    """Yield a layer's rows of each of some ranges, which ascend and do not overlap.
+
+    Only row groups that hold a wanted row are read.
+    """
+    shards = Shards(source.url(path) for path in paths)
+    groups, starts, row = [], [], 0
+    for group in shards.row_groups():
+        span = range(row, row + group.n_rows)
+        if any(wanted.start < span.stop and span.start < wanted.stop for wanted in ranges):
+            groups.append(group)
+            starts.append(span.start)
+        row = span.stop
+    tables = read_in_order(shards, groups, lambda file, number: read_layer(file, number, view))
+    unread = zip(starts, tables, strict=True)
+    held: list[tuple[int, pa.Table]] = []
+    for wanted in ranges:
+        held = [(start, table) for start, table in held if start + len(table) > wanted.start]
+        while not held or held[-1][0] + len(held[-1][1]) < wanted.stop:
+            held.append(next(unread))
+        yield pa.concat_tables(_part(table, start, wanted) for start, table in held)
+
+
+def _part(table: pa.Table, start: int, wanted: range) -> pa.Table:
+    """Return the rows of `wanted` from a table whose first row is row `start`."""
+    first = max(wanted.start - start, 0)
+    return table.slice(first, wanted.stop - start - first)
 
 
 def split_tables(

@@ -11,6 +11,7 @@ import datasets
 
 from llava_amber_activations.dataset_builder import LlavaAmberActivations
 from llava_amber_activations.layer_rows import LayerView, layer_shards
+from llava_amber_activations.layer_stream import LayerStream, remember_stream
 from llava_amber_activations.layers import split_name
 from llava_amber_activations.source import open_source
 
@@ -60,7 +61,9 @@ def load_activations(
     )
     split = split_name(layer)
     if streaming:
-        return builder.as_streaming_dataset(split=split)
+        stream = builder.as_streaming_dataset(split=split)
+        remember_stream(stream, LayerStream(tuple(opened.url(path) for path in shards), view))
+        return stream
     builder.download_and_prepare()
     dataset: Any = builder.as_dataset(split=split)
     return dataset

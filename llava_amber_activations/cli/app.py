@@ -124,6 +124,43 @@ def import_(
 
 
 @app.command()
+def push(
+    repo_id: Annotated[
+        str, typer.Option(help="OWNER/NAME on the Hub; made where it does not exist.")
+    ],
+    dataset: Annotated[
+        Path | None, typer.Argument(help="Dataset folder, or a folder of .pt files.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repo private.")] = False,
+    token: Annotated[
+        str | None, typer.Option(help="Access token; better `hf auth login`, or HF_TOKEN.")
+    ] = None,
+    activations_dir: Annotated[
+        Path | None, typer.Option(help="DATASET, as the original upload script spells it.")
+    ] = None,
+) -> None:
+    """Verify a dataset folder and upload it to the Hub, with its card and its format's tag."""
+    from builder.push import dataset_to_push
+    from builder.push import push as push_folder
+
+    if (dataset is None) == (activations_dir is None):
+        raise typer.BadParameter("give the dataset folder once: DATASET or --activations-dir")
+    folder = dataset or activations_dir
+    assert folder is not None
+    if token is not None:
+        typer.echo(
+            "warning: other users and your shell's history can see a token on the command line; "
+            "`hf auth login` or HF_TOKEN keeps it to yourself",
+            err=True,
+        )
+    to_push, converted = dataset_to_push(folder)
+    if converted:
+        typer.echo(f"{folder} holds .pt files: pushing {to_push}, which they were converted to")
+    pushed = push_folder(to_push, repo_id, private=private or None, token=token)
+    typer.echo(f"{pushed.url} (tag {pushed.tag}, commit {pushed.commit[:8]})")
+
+
+@app.command()
 def verify(
     path: Annotated[Path, typer.Argument(help="Capture store or dataset folder.")],
 ) -> None:

@@ -77,7 +77,7 @@ def run_demo(folder: Path, say: Callable[[str], object]) -> None:
     say(f"          L5[0]: x of {len(row['x'])}, {len(row['targets'])} targets, {row['image']}")
 
     layer = load_activations(dataset, layer=5, n_targets=4, streaming=True)
-    batch = next(activation_batches(layer, batch_size=8, shuffle=True, seed=0))
+    batch = next(iter(activation_batches(layer, batch_size=8, shuffle=True, seed=0)))
     shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in batch.items())
     say(f"batch     {shapes}")
 

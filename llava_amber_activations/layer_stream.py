@@ -1,0 +1,113 @@
+"""A layer's rows as they come from its shards: in order or mixed, from any row on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from llava_amber_activations.layer_rows import LayerView, read_layer
+from llava_amber_activations.read_ahead import RowGroup, Shards, read_in_order
+
+
+@dataclass(frozen=True)
+class LayerStream:
+    """Which shards, and what of them. Can be sent to worker processes.
+
+    Attributes:
+        urls: addresses of the shards, in order.
+        view: the layer and its targets.
+    """
+
+    urls: tuple[str, ...]
+    view: LayerView
+
+    def tables(self, worker: int, n_workers: int, skip: int) -> Iterator[pa.Table]:
+        """Yield a worker's rows in the order of the shards, from its row `skip` on.
+
+        Row groups are dealt out to the workers in turn.
+        """
+        shards = Shards(self.urls)
+        if skip == 0 and n_workers == 1:
+            yield from self._read(shards, shards.row_groups())
+            return
+        groups = list(shards.row_groups())[worker::n_workers]
+        first, into = _find_row([group.n_rows for group in groups], skip)
+        for table in self._read(shards, groups[first:]):
+            yield table.slice(into)
+            into = 0
+
+    def mixed_tables(
+        self, worker: int, n_workers: int, skip: int, seed: Sequence[int], window_rows: int
+    ) -> Iterator[pa.Table]:
+        """Yield a worker's rows mixed, from its row `skip` on of the order that `seed` gives.
+
+        All row groups are put into random order and dealt out to the workers; each worker joins
+        its row groups into windows of at least `window_rows` rows and mixes the rows of each.
+        So any row may stand next to any other, only one window is held, and what follows a row
+        can be had without reading what came before its window.
+        """
+        shards = Shards(self.urls)
+        groups = list(shards.row_groups())
+        order = np.random.default_rng(seed).permutation(len(groups))
+        mine = [groups[number] for number in order[worker::n_workers]]
+        windows = _windows(mine, window_rows)
+        first, into = _find_row([sum(g.n_rows for g in window) for window in windows], skip)
+        wanted = windows[first:]
+        tables = self._read(shards, [group for window in wanted for group in window])
+        for number, window in enumerate(wanted, start=first):
+            table = pa.concat_tables([next(tables) for _ in window])
+            rows = np.random.default_rng([*seed, worker, number]).permutation(len(table))
+            yield _take(table, rows[into:])
+            into = 0
+
+    def _read(self, shards: Shards, groups: Iterable[RowGroup]) -> Iterator[pa.Table]:
+        def read(file: pq.ParquetFile, number: int) -> pa.Table:
+            return read_layer(file, number, self.view)
+
+        return read_in_order(shards, groups, read)
+
+
+def _windows(groups: Sequence[RowGroup], window_rows: int) -> list[list[RowGroup]]:
+    windows: list[list[RowGroup]] = []
+    filled = window_rows
+    for group in groups:
+        if filled >= window_rows:
+            windows.append([])
+            filled = 0
+        windows[-1].append(group)
+        filled += group.n_rows
+    return windows
+
+
+def _find_row(counts: Sequence[int], row: int) -> tuple[int, int]:
+    """Return which of several runs of rows holds the row, and where in it."""
+    for number, count in enumerate(counts):
+        if row < count:
+            return number, row
+        row -= count
+    return len(counts), 0
+
+
+def _take(table: pa.Table, rows: np.ndarray) -> pa.Table:
+    return table.take(pa.array(rows))
+
+
+# A stream that `datasets` has derived from another one is not in here: what was done to it cannot
+# be seen from outside, so its rows are taken from `datasets` itself.
+_STREAMS: WeakKeyDictionary[datasets.IterableDataset, LayerStream] = WeakKeyDictionary()
+
+
+def remember_stream(dataset: datasets.IterableDataset, stream: LayerStream) -> None:
+    """Remember which shards a streaming dataset reads."""
+    _STREAMS[dataset] = stream
+
+
+def stream_of(dataset: datasets.IterableDataset) -> LayerStream | None:
+    """Return which shards a streaming dataset reads, if `load_activations` made it as it is."""
+    return _STREAMS.get(dataset)
