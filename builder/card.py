@@ -17,13 +17,24 @@ from llava_amber_activations.folder import (
     CARD_FILE,
     CLT_FEATURES,
     DEFAULT_CONFIG,
+    ENERGY_FIGURE,
+    RMS_FIGURE,
     Manifest,
 )
+from llava_amber_activations.layers import LayerWindow, split_name
 from llava_amber_activations.schema import features_of
 
 DEFAULT_REPO_ID = "KOKOSde/llava-amber-activations"
 _TEMPLATE = "card.md.j2"
-_SIZE_CATEGORIES = ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"))
+_TAGS = ["activations", "interpretability", "transcoders", "llava", "vision-language-model"]
+_SIZE_CATEGORIES = (
+    (1e3, "n<1K"),
+    (1e4, "1K<n<10K"),
+    (1e5, "10K<n<100K"),
+    (1e6, "100K<n<1M"),
+    (1e7, "1M<n<10M"),
+    (1e8, "10M<n<100M"),
+)
 
 
 def write_card(folder: Path, manifest: Manifest) -> None:
@@ -36,11 +47,14 @@ def card_text(folder: Path, manifest: Manifest, repo_id: str) -> str:
 
     The manifest's entry of the card itself is not used: the card is made before its checksum.
     """
+    pretty_name = _pretty_name(manifest)
     data = DatasetCardData(
-        pretty_name="LLaVA activations on AMBER",
+        pretty_name=pretty_name,
         license="other",
+        license_name="of-the-model-and-the-benchmark",
+        license_link="README.md#licence",
         language=["en"],
-        tags=["activations", "interpretability", "transcoders", "llava", "vision-language"],
+        tags=_TAGS,
         task_categories=["feature-extraction"],
         size_categories=[_size_category(manifest.n_rows)],
         configs=_configs(manifest),
@@ -51,16 +65,43 @@ def card_text(folder: Path, manifest: Manifest, repo_id: str) -> str:
     )
     environment.filters["size"] = readable_size
     template = resources.files("builder").joinpath(_TEMPLATE).read_text(encoding="utf-8")
+    recipe = manifest.recipe
+    layers = list(manifest.splits(DEFAULT_CONFIG))
+    # A layer from the middle, and few targets, so that the examples are not the exception.
+    example = layers[min(5, len(layers) - 1)] if layers else "L0"
+    counts = _target_counts(manifest)
     text = environment.from_string(template).render(
         repo_id=repo_id,
+        pretty_name=pretty_name,
         manifest=manifest,
-        recipe=manifest.recipe,
-        layers=list(manifest.splits(DEFAULT_CONFIG)),
+        recipe=recipe,
+        layers=layers,
         all_layers=manifest.splits(ALL_LAYERS),
         clt_features=list(manifest.splits(CLT_FEATURES)),
+        example=example,
+        example_targets=min(4, counts.get(example, 1)),
+        first_count=counts.get("L0", 0),
+        last_count=counts.get(split_name(recipe.n_layers - 2), 0),
         sizes=_sizes(manifest),
+        rms_figure=RMS_FIGURE,
+        energy_figure=ENERGY_FIGURE,
     )
     return str(DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{text}"))
+
+
+def _pretty_name(manifest: Manifest) -> str:
+    model = manifest.recipe.model
+    name = "LLaVA" if model is None else model.rstrip("/").rpartition("/")[2]
+    kind = "Transcoder features" if manifest.configs == [CLT_FEATURES] else "Activations"
+    return f"{kind} of {name} on AMBER"
+
+
+def _target_counts(manifest: Manifest) -> dict[str, int]:
+    """Return how many targets each layer has in the default config."""
+    if manifest.recipe.n_layers < 2:
+        return {}
+    window = LayerWindow(manifest.recipe.n_layers, manifest.n_targets)
+    return {split_name(layer): len(window.targets(layer)) for layer in window.sources}
 
 
 def readable_size(n_bytes: float) -> str:
@@ -73,7 +114,7 @@ def readable_size(n_bytes: float) -> str:
 
 
 def _size_category(n_rows: int) -> str:
-    return next((name for limit, name in _SIZE_CATEGORIES if n_rows < limit), "1M<n<10M")
+    return next((name for limit, name in _SIZE_CATEGORIES if n_rows < limit), "100M<n<1B")
 
 
 def card_configs(manifest: Manifest) -> dict[str, dict[str, list[str]]]:
@@ -122,10 +163,20 @@ def _dataset_infos(folder: Path, manifest: Manifest) -> datasets.info.DatasetInf
     return infos
 
 
-def _sizes(manifest: Manifest) -> list[tuple[str, int, int]]:
-    """Return (config, rows, bytes) of the configs that differ: one layer's stands for all."""
-    rows = []
+def _sizes(manifest: Manifest) -> list[dict[str, Any]]:
+    """Return a line for each config whose files are its own."""
+    lines = []
     for config in manifest.configs:
-        paths = [path for paths in manifest.splits(config).values() for path in paths]
-        rows.append((config, manifest.n_rows, manifest.bytes_of(paths)))
-    return rows
+        splits = manifest.splits(config)
+        names = list(splits)
+        paths = [path for split in splits.values() for path in split]
+        lines.append(
+            {
+                "name": config,
+                "splits": names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}",
+                "rows": manifest.rows_of(splits[names[0]]),
+                "files": len(paths),
+                "bytes": manifest.bytes_of(paths),
+            }
+        )
+    return lines
