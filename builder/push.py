@@ -21,7 +21,7 @@ from llava_amber_activations.folder import (
     FileEntry,
     Manifest,
 )
-from llava_amber_activations.hub import hub_errors
+from llava_amber_activations.hub import hub_errors, retried
 from llava_amber_activations.source import open_source
 
 # What `load_dataset` or the card would still show of an earlier push.
@@ -82,26 +82,34 @@ def push(
     tag = f"v{manifest.format_version}"
     api = HfApi(token=token)
     with hub_errors(repo_id, "push to"):
-        url = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+        url = retried(
+            lambda: api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+        )
         message = f"Activations, format {manifest.format_version}"
-        api.upload_folder(
-            repo_id=repo_id,
-            repo_type="dataset",
-            folder_path=dataset,
-            commit_message=message,
-            allow_patterns=[path for path in manifest.files if path != CARD_FILE],
+        # A try after a failed one sends what that one has not sent.
+        retried(
+            lambda: api.upload_folder(
+                repo_id=repo_id,
+                repo_type="dataset",
+                folder_path=dataset,
+                commit_message=message,
+                allow_patterns=[path for path in manifest.files if path != CARD_FILE],
+            )
         )
-        commit = api.create_commit(
-            repo_id=repo_id,
-            repo_type="dataset",
-            commit_message=message,
-            operations=[
-                *(CommitOperationDelete(path) for path in _left_over(api, repo_id, manifest)),
-                CommitOperationAdd(CARD_FILE, card),
-                CommitOperationAdd(MANIFEST_FILE, manifest_text.encode()),
-            ],
+        left_over = retried(lambda: _left_over(api, repo_id, manifest))
+        commit = retried(
+            lambda: api.create_commit(
+                repo_id=repo_id,
+                repo_type="dataset",
+                commit_message=message,
+                operations=[
+                    *(CommitOperationDelete(path) for path in left_over),
+                    CommitOperationAdd(CARD_FILE, card),
+                    CommitOperationAdd(MANIFEST_FILE, manifest_text.encode()),
+                ],
+            )
         )
-        _move_tag(api, repo_id, tag, commit.oid)
+        retried(lambda: _move_tag(api, repo_id, tag, commit.oid))
     return Pushed(str(url), tag, commit.oid)
 
 

@@ -16,7 +16,6 @@ from llava_amber_activations.layer_rows import LayerView, layer_schema, read_lay
 from llava_amber_activations.layers import DEFAULT_N_TARGETS, LayerWindow, split_name
 from llava_amber_activations.read_ahead import RowGroup, Shards, read_in_order
 from llava_amber_activations.schema import features_of, layers_of
-from llava_amber_activations.source import open_parquet
 
 
 @dataclass
@@ -72,13 +71,15 @@ class LlavaAmberActivations(datasets.ArrowBasedBuilder):
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
         if not self.config.data_files:
             raise ActivationsError("data_files is missing: give the shards of all_layers")
-        data_files = dl_manager.download(self.config.data_files)
-        files = [file for split in data_files.values() for file in split]
-        with open_parquet(files[0]) as first:
-            schema = first.schema_arrow
         config = self.config
+        files = [file for split in config.data_files.values() for file in split]
+        schema = Shards(files).footer(files[0]).schema.to_arrow_schema()
         window = LayerWindow(layers_of(schema, files[0]), config.n_targets, config.first_target)
         layers = window.sources if config.layers is None else config.layers
+        n_columns = sum(1 + len(window.targets(layer)) for layer in layers)
+        if n_columns > len(schema):
+            # Layers share targets: the whole shards are fewer bytes than every layer's columns.
+            files = dl_manager.download(files)
         views = {split_name(layer): self._view(layer) for layer in layers}
         if self.info.features is None:
             view = next(iter(views.values()))

@@ -1,9 +1,11 @@
-"""The Hub's failures, said in sentences."""
+"""The Hub's failures: the passing ones tried again, the others said in sentences."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -16,6 +18,12 @@ from huggingface_hub.errors import (
 )
 
 from llava_amber_activations.errors import ActivationsError
+
+# Not every call of the Hub's client tries again by itself (asking for a repo's commit does not).
+# Five tries in fifteen seconds outlast a restart of one of the Hub's servers.
+_WAITS = (1.0, 2.0, 4.0, 8.0)
+
+_T = TypeVar("_T")
 
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
@@ -54,15 +62,40 @@ def hub_errors(repo_id: str, doing: str) -> Iterator[None]:
     except HfHubHTTPError as error:
         raise ActivationsError(f"{cannot}: {_status(error)}") from None
     except Exception as error:
-        # httpx (or httpx2, by the release of huggingface_hub) is the Hub client's own matter.
-        if not _is_connection(error):
+        if isinstance(error.__cause__, HfHubHTTPError):
+            # An upload that failed is a RuntimeError from the answer that it failed with.
+            raise ActivationsError(f"{cannot}: {_status(error.__cause__)}") from None
+        if not _is_connection(error) and not _is_connection(error.__cause__):
             raise
         raise ActivationsError(
             f"{cannot}: no answer ({_first_line(error)}). Check the connection and run it again"
         ) from None
 
 
-def _is_connection(error: BaseException) -> bool:
+def retried(call: Callable[[], _T]) -> _T:
+    """Return `call()`, tried up to five times while what goes wrong is the Hub's and may pass.
+
+    For calls that the Hub's client does not itself try again.
+    """
+    for wait in _WAITS:
+        try:
+            return call()
+        except Exception as error:
+            if not _may_pass(error):
+                raise
+            time.sleep(wait)
+    return call()
+
+
+def _may_pass(error: Exception) -> bool:
+    if isinstance(error, HfHubHTTPError):
+        status = error.response.status_code
+        return status >= 500 or status in (408, 429)
+    return _is_connection(error)
+
+
+def _is_connection(error: BaseException | None) -> bool:
+    # httpx (or httpx2, by the release of huggingface_hub) is the Hub client's own matter.
     if isinstance(error, ConnectionError):
         return True
     names = {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(error).__mro__}

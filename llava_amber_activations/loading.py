@@ -10,10 +10,11 @@ from typing import Any
 import datasets
 
 from llava_amber_activations.dataset_builder import LlavaAmberActivations
+from llava_amber_activations.hub import retried
 from llava_amber_activations.layer_rows import LayerView, layer_shards
 from llava_amber_activations.layer_stream import LayerStream, remember_stream
 from llava_amber_activations.layers import split_name
-from llava_amber_activations.source import open_source
+from llava_amber_activations.source import open_source, source_errors
 
 
 def load_activations(
@@ -50,23 +51,27 @@ def load_activations(
     view = LayerView(layer, n_targets or opened.manifest.n_targets, first_target)
     view.targets(opened.manifest.recipe.n_layers)
     shards = layer_shards(opened, view)
-    builder = LlavaAmberActivations(
-        dataset_name="llava_amber_activations",
-        data_files={"train": [opened.url(path) for path in shards]},
-        hash=_content_hash([opened.manifest.files[path].sha256 for path in shards]),
-        cache_dir=None if cache_dir is None else str(cache_dir),
-        n_targets=view.n_targets,
-        first_target=first_target,
-        layers=[layer],
-    )
+    urls = [opened.url(path) for path in shards]
     split = split_name(layer)
-    if streaming:
-        stream = builder.as_streaming_dataset(split=split)
-        remember_stream(stream, LayerStream(tuple(opened.url(path) for path in shards), view))
-        return stream
-    builder.download_and_prepare()
-    dataset: Any = builder.as_dataset(split=split)
-    return dataset
+    with source_errors(opened.name, opened.root):
+        builder = retried(
+            lambda: LlavaAmberActivations(
+                dataset_name="llava_amber_activations",
+                data_files={"train": urls},
+                hash=_content_hash([opened.manifest.files[path].sha256 for path in shards]),
+                cache_dir=None if cache_dir is None else str(cache_dir),
+                n_targets=view.n_targets,
+                first_target=first_target,
+                layers=[layer],
+            )
+        )
+        if streaming:
+            stream = builder.as_streaming_dataset(split=split)
+            remember_stream(stream, LayerStream(tuple(urls), view))
+            return stream
+        builder.download_and_prepare()
+        dataset: Any = builder.as_dataset(split=split)
+        return dataset
 
 
 def _content_hash(checksums: list[str]) -> str:

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeVar
 
 import pyarrow.parquet as pq
@@ -29,6 +30,16 @@ class RowGroup:
     n_rows: int
 
 
+def _footer(url: str) -> pq.FileMetaData:
+    with open_parquet(url) as file:
+        return file.metadata
+
+
+@lru_cache(maxsize=1024)
+def _footer_on_hub(url: str) -> pq.FileMetaData:
+    return _footer(url)
+
+
 class Shards:
     """Parquet files of one split; each footer is read once."""
 
@@ -39,8 +50,8 @@ class Shards:
     def footer(self, url: str) -> pq.FileMetaData:
         """Return a shard's footer."""
         if url not in self._footers:
-            with open_parquet(url) as file:
-                self._footers[url] = file.metadata
+            # On the Hub an address names a commit, so that what it holds never changes.
+            self._footers[url] = _footer_on_hub(url) if "://" in url else _footer(url)
         return self._footers[url]
 
     def row_groups(self) -> Iterator[RowGroup]:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import fsspec
 import pyarrow.parquet as pq
@@ -17,7 +16,7 @@ from huggingface_hub import HfApi
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files import parse_json_object
 from llava_amber_activations.folder import MANIFEST_FILE, Manifest
-from llava_amber_activations.hub import hub_errors
+from llava_amber_activations.hub import hub_errors, retried
 
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -75,7 +74,8 @@ def open_source(source: str | Path, revision: str | None = None) -> Source:
     elif _REPO_ID.fullmatch(str(source)):
         with hub_errors(str(source), "read"):
             # One commit from here on: a push in the middle of a reading must not mix two.
-            commit = HfApi().dataset_info(str(source), revision=revision).sha
+            info = retried(lambda: HfApi().dataset_info(str(source), revision=revision))
+            commit = info.sha
         root = f"hf://datasets/{source}@{commit}"
     else:
         raise ActivationsError(
@@ -109,7 +109,7 @@ def open_parquet(url: str, metadata: pq.FileMetaData | None = None) -> pq.Parque
         try:
             if isinstance(fs, LocalFileSystem):
                 return pq.ParquetFile(path, metadata=metadata, memory_map=True)
-            file = fs.open(path, "rb", cache_type="none")
+            file = retried(lambda: fs.open(path, "rb", cache_type="none"))
             return pq.ParquetFile(file, metadata=metadata, pre_buffer=True)
         except FileNotFoundError:
             raise ActivationsError(
@@ -130,5 +130,5 @@ def source_errors(name: str, url: str) -> Iterator[None]:
 
 def _read(url: str) -> bytes:
     fs, path = fsspec.url_to_fs(url)
-    content: Any = fs.cat_file(path)
-    return bytes(content)
+    content: bytes = retried(lambda: fs.cat_file(path))
+    return content

@@ -1,13 +1,17 @@
-"""A tiny LLaVA, real photographs, and stores and datasets made of them, shared by the tests."""
+"""A tiny LLaVA, real photographs, stores and datasets made of them, and a Hub on loopback."""
 
 import os
 import tempfile
 from pathlib import Path
 
-# Before datasets and huggingface_hub are imported: they read these once.
-os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="llava-amber-tests-")
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+from loopback_hub import Faults, LoopbackHub
+
+# datasets and huggingface_hub read their environment once, when they are imported: the Hub of the
+# tests must stand before that. It is the only one that any test can reach.
+HUB = LoopbackHub()
+HUB.start()
+os.environ.update(HUB.client_env(Path(tempfile.mkdtemp(prefix="llava-amber-tests-"))))
+os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 
 import json
 import subprocess
@@ -115,6 +119,15 @@ def all_dataset(all_store, tmp_path_factory):
     folder = tmp_path_factory.mktemp("dataset") / "dataset"
     build(all_store, folder, max_shard_size="1MB")
     return folder
+
+
+@pytest.fixture
+def hub():
+    """The Hub of the tests, behaving well and counting from zero."""
+    HUB.faults = Faults()
+    HUB.reset_counts()
+    yield HUB
+    HUB.faults = Faults()
 
 
 @pytest.fixture
