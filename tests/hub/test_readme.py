@@ -1,0 +1,42 @@
+"""The README's sections on reading, the Hub and `.pt` files, run as printed."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def blocks_of(section):
+    """The bash and Python blocks of a section, in order."""
+    text = README.read_text(encoding="utf-8")
+    body = re.search(rf"^## {re.escape(section)}$(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    assert body, f"the README has no section {section}"
+    return re.findall(r"^```(bash|python)\n(.*?)^```$", body[1], re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("section", ["Read", "The Hub", "To `.pt` and back"])
+def test_section(hub, narrow_dataset, tmp_path, section):
+    """Every block ends without an error, in a folder that holds `dataset` and nothing else."""
+    shutil.copytree(narrow_dataset, tmp_path / "dataset")
+    blocks = blocks_of(section)
+    assert blocks
+    bin_folder = Path(sys.executable).parent
+    for language, block in blocks:
+        runner = {"bash": ["bash", "-e"], "python": [sys.executable]}[language]
+        result = subprocess.run(
+            runner,
+            input=block,
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=tmp_path,
+            env={**os.environ, "PATH": f"{bin_folder}:/usr/bin:/bin"},
+            timeout=300,
+        )
+        assert result.returncode == 0, f"{block}\n{result.stderr}"
