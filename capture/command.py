@@ -59,10 +59,11 @@ def capture_command(
 ) -> None:
     """Run a model over a query file and keep its activations in a capture store.
 
-    Run again after an interruption, it makes only what is missing. With `accelerate launch`, the
-    chunks are shared among the processes.
+    Run again after an interruption, it makes only what is missing. With `accelerate launch` (or
+    torchrun), the chunks are shared among the processes.
     """
     # torch and transformers take seconds to import, which --help should not.
+    import torch
     from accelerate import PartialState
 
     from capture.run import capture
@@ -83,7 +84,8 @@ def capture_command(
         on_error=on_error,
         revision=revision,
     )
-    state = PartialState()
+    # Without being told, accelerate takes the processes of a launch without a GPU for one each.
+    state = PartialState(cpu=not torch.accelerator.is_available())
     result = capture(
         settings, device=state.device, rank=state.process_index, world_size=state.num_processes
     )

@@ -90,6 +90,18 @@ def test_two_ranks_make_the_store_of_one(tiny_llava, image_dir, query_file, last
     assert files_of(tmp_path / "store") == files_of(last_store)
 
 
+def test_two_processes_of_a_launch(command, make_store, tmp_path):
+    """Two processes that a launcher starts share the chunks, and the store is that of one."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    result = subprocess.run(
+        [*launch, *command(tmp_path / "two")[1:]], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count(": 4 of 8 chunks made now") + result.stdout.count("; 4 of 8") == 2
+    one = make_store(tmp_path / "one", positions="all", chunk_samples=1, batch_size=1)
+    assert files_of(tmp_path / "two") == files_of(one)
+
+
 def test_another_recipe_is_refused(make_store, last_store):
     """Names what differs, and leaves the store as it was."""
     before = files_of(last_store)

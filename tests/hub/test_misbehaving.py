@@ -47,7 +47,9 @@ def test_export(hub, pushed, narrow_vectors, tmp_path):
     export(pushed, tmp_path / "pt", layout="layers", layers="3,4", n_targets=2, batch_size=50)
     for layer in (3, 4):
         folder = tmp_path / "pt" / f"L{layer}"
-        x = torch.cat([torch.load(folder / f"batch_{n}_x.pt")["x"] for n in range(4)])
+        x = torch.cat(
+            [torch.load(folder / f"batch_{n}_x.pt", weights_only=True)["x"] for n in range(4)]
+        )
         assert np.array_equal(x[:, 0].numpy(), narrow_vectors[f"x_{layer:02d}"])
     assert hub.faults.fired.total() > 0
     assert len(hub.requests()) < MOST_REQUESTS
@@ -93,7 +95,12 @@ def test_down_in_the_middle_of_an_export(hub, pushed, narrow_vectors, tmp_path):
     result = export(pushed, out, **options)
     assert result.n_files == 64 and result.n_written >= 64 - len(done)
     for layer in range(4):
-        x = torch.cat([torch.load(out / f"L{layer}" / f"batch_{n}_x.pt")["x"] for n in range(8)])
+        x = torch.cat(
+            [
+                torch.load(out / f"L{layer}" / f"batch_{n}_x.pt", weights_only=True)["x"]
+                for n in range(8)
+            ]
+        )
         assert np.array_equal(x[:, 0].numpy(), narrow_vectors[f"x_{layer:02d}"])
     pairs = [path for path in done if path.with_name(path.name.replace("_x", "_y")) in done]
     assert pairs and all(path.stat().st_mtime_ns == done[path] for path in pairs)
