@@ -129,3 +129,14 @@ def test_value_that_the_store_cannot_hold(attempt, tiny_llava, tmp_path):
     line = attempt(model=model, store_dtype="float16")
     assert "mlp_out_07 of sample 0" in line and "float16" in line
     assert not list((tmp_path / "store").glob("chunks/*"))
+
+
+def test_truncated_chunk(attempt, make_store, tmp_path):
+    """Neither taken for whole nor written over."""
+    store = make_store(tmp_path / "store")
+    chunk = store / "chunks" / "chunk-00001.safetensors"
+    chunk.write_bytes(chunk.read_bytes()[:-100])
+    before = {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
+    line = attempt(batch_size=5, chunk_samples=3)
+    assert "chunk-00001.safetensors is damaged" in line and "delete it" in line
+    assert {path: path.read_bytes() for path in store.rglob("*") if path.is_file()} == before
