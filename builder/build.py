@@ -81,7 +81,7 @@ def build(
     check_free(dataset)
     recipe = read_recipe(store)
     records = read_samples(store)
-    window = LayerWindow(recipe.n_layers, n_targets or recipe.n_targets)
+    window = LayerWindow(recipe.n_layers, recipe.n_targets if n_targets is None else n_targets)
     contents = store_contents(store, recipe, records)
     rows = [record.n_rows for record in records]
     names = vector_names(recipe.n_layers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,9 @@ def _configs(manifest: Manifest) -> list[dict[str, Any]]:
     return [
         {
             "config_name": config,
+            # datasets names its cache of a local folder after what the card says: a folder built
+            # anew in the same place must say something else.
+            "description": f"contents {_digest(manifest, splits)}",
             "data_files": [
                 {"split": split, "path": f"{Path(paths[0]).parent}/{split}-*.parquet"}
                 for split, paths in splits.items()
@@ -141,6 +145,11 @@ def _configs(manifest: Manifest) -> list[dict[str, Any]]:
         }
         for config, splits in card_configs(manifest).items()
     ]
+
+
+def _digest(manifest: Manifest, splits: dict[str, list[str]]) -> str:
+    checksums = [manifest.files[path].sha256 for paths in splits.values() for path in paths]
+    return hashlib.sha256("".join(checksums).encode()).hexdigest()[:16]
 
 
 def _dataset_infos(folder: Path, manifest: Manifest) -> datasets.info.DatasetInfosDict:

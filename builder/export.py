@@ -19,6 +19,7 @@ from llava_amber_activations.files import is_empty_or_missing, parse_json_object
 from llava_amber_activations.folder import ALL_LAYERS, CLT_FEATURES, DEFAULT_CONFIG
 from llava_amber_activations.layer_rows import (
     LayerView,
+    check_view,
     layer_ranges,
     layer_shards,
     split_tables,
@@ -71,7 +72,12 @@ def export(
     opened = open_source(source, revision)
     available = _available_layers(opened, layout, first_target)
     chosen = parse_layers(layers, available) if layers else available
-    most = n_targets or opened.manifest.n_targets
+    most = opened.manifest.n_targets if n_targets is None else n_targets
+    if batch_size < 1:
+        raise ActivationsError(f"batch_size must be at least 1, got {batch_size}")
+    if layout == "layers":
+        for layer in chosen:
+            check_view(opened, LayerView(layer, most, first_target))
     _adopt(
         out,
         {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from builder.build import DEFAULT_SHARD_SIZE
 from builder.layers_layout import is_layers_layout, scan_layers
@@ -28,7 +29,8 @@ from llava_amber_activations.recipe import Recipe
 
 _UNKNOWN = (
     "The .pt files do not say which picture, query or token a row was: `id` repeats `sample`, "
-    "`image` is empty, `position` counts the sample's rows and `token_id` is -1."
+    "`image` and `kind` are empty, `position` counts the sample's rows, and `token_id`, "
+    "`patch_row` and `patch_col` are -1."
 )
 
 
@@ -67,7 +69,14 @@ def is_pt_folder(folder: Path) -> bool:
 
 
 def _import_layers(folder: Path, dataset: Path, shard_bytes: int, num_proc: int) -> Manifest:
-    contents = scan_layers(folder)
+    exported = _exported(folder)
+    if exported.get("first_target", 1) != 1:
+        raise ActivationsError(
+            f"{folder} was exported with first_target=0, and a layer's split holds the targets "
+            "from the next layer on: export it with --first-target 1, and import that"
+        )
+    known_layers = exported.get("recipe", {}).get("n_layers", 0)
+    contents = scan_layers(folder, known_layers)
     rows = contents.rows_of_samples
     tasks = []
     for layer in contents.layers:
@@ -118,6 +127,12 @@ def _write(
         return finish_folder(partial, manifest, moments)
 
 
+def _exported(folder: Path) -> dict[str, Any]:
+    """Return what `export` wrote down about a folder; nothing where it is another's."""
+    path = folder / EXPORT_FILE
+    return parse_json_object(path.read_bytes(), path) if path.is_file() else {}
+
+
 def _recipe(
     folder: Path, layout: str, contents: Contents, n_targets: int, n_samples: int
 ) -> Recipe:
@@ -129,12 +144,11 @@ def _recipe(
         store_dtype=contents.dtype,
         n_samples=n_samples,
     )
-    path = folder / EXPORT_FILE
-    if path.is_file():
-        exported = parse_json_object(path.read_bytes(), path).get("recipe", {})
+    exported = _exported(folder).get("recipe")
+    if exported is not None:
         sizes = {
             field: getattr(known, field)
             for field in ("n_layers", "hidden_size", "n_targets", "store_dtype", "n_samples")
         }
-        known = dataclasses.replace(Recipe.from_json(exported, path), **sizes)
+        known = dataclasses.replace(Recipe.from_json(exported, folder / EXPORT_FILE), **sizes)
     return dataclasses.replace(known, origin=f"import of .pt files ({layout} layout)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -12,10 +13,21 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from builder.pt_files import read_targets, read_x, x_path, y_path
+from builder.pt_files import check_values, read_targets, read_x, x_path, y_path
 from llava_amber_activations.errors import ActivationsError
+from llava_amber_activations.kinds import NO_PATCH
 from llava_amber_activations.layers import LayerWindow, mlp_out_name, x_name
-from llava_amber_activations.schema import ID, IMAGE, POSITION, SAMPLE, TOKEN_ID, Vectors
+from llava_amber_activations.schema import (
+    ID,
+    IMAGE,
+    KIND,
+    PATCH_COL,
+    PATCH_ROW,
+    POSITION,
+    SAMPLE,
+    TOKEN_ID,
+    Vectors,
+)
 
 _LAYER_DIR = re.compile(r"L(\d+)")
 _X_FILE = re.compile(r"batch_(\d+)_x\.pt")
@@ -139,6 +151,9 @@ class LayersRows:
             IMAGE: pa.array([""] * len(rows), pa.string()),
             POSITION: pa.array(position[chosen]),
             TOKEN_ID: pa.array(np.full(len(rows), -1, dtype=np.int32)),
+            KIND: pa.array([""] * len(rows), pa.string()),
+            PATCH_ROW: pa.array(np.full(len(rows), NO_PATCH, dtype=np.int32)),
+            PATCH_COL: pa.array(np.full(len(rows), NO_PATCH, dtype=np.int32)),
         }
 
 
@@ -150,12 +165,16 @@ class _LayerScan:
     half: bool
 
 
-def scan_layers(folder: Path) -> LayersContents:
+def scan_layers(folder: Path, known_layers: int = 0) -> LayersContents:
     """Look at every file of a folder and check that they fit together.
+
+    Args:
+        known_layers: layers of the model, where it is known that there are more than the files
+            show.
 
     Raises:
         ActivationsError: a file cannot be read, a batch lacks one of its two files, or layers
-            differ in their batches, shapes or number of targets.
+            differ in their batches, shapes, number of targets, or in a target that they share.
     """
     numbers = _batch_numbers(folder)
     layers = tuple(numbers)
@@ -176,7 +195,8 @@ def scan_layers(folder: Path) -> LayersContents:
                     f"{folder}: L{layer} has {field} {ours} and L{first} has {theirs}: "
                     "every layer needs the same samples and positions"
                 )
-    n_layers = 1 + max(layer + scan.n_targets for layer, scan in scans.items())
+    seen_layers = 1 + max(layer + scan.n_targets for layer, scan in scans.items())
+    n_layers = max(seen_layers, known_layers)
     n_targets = max(scan.n_targets for scan in scans.values())
     window = LayerWindow(n_layers, n_targets)
     for layer, scan in scans.items():
@@ -185,6 +205,8 @@ def scan_layers(folder: Path) -> LayersContents:
                 f"{folder}: L{layer} has {scan.n_targets} targets, where the other layers let "
                 f"{len(window.targets(layer))} be expected"
             )
+    for batch in numbers[first]:
+        _check_shared_targets(folder, batch, scans)
     return LayersContents(
         folder=folder,
         layers=layers,
@@ -195,6 +217,20 @@ def scan_layers(folder: Path) -> LayersContents:
         n_targets=n_targets,
         dtype="float16" if all(scan.half for scan in scans.values()) else "float32",
     )
+
+
+def _check_shared_targets(folder: Path, batch: int, scans: Mapping[int, _LayerScan]) -> None:
+    """Check that the MLP output of a layer is the same wherever it is a target."""
+    seen: dict[int, tuple[int, torch.Tensor]] = {}
+    for layer, scan in scans.items():
+        targets = read_targets(y_path(folder, layer, batch))[: scan.n_targets]
+        for number, target in enumerate(targets, start=layer + 1):
+            earlier, expected = seen.setdefault(number, (layer, target))
+            if earlier != layer and not torch.equal(target, expected):
+                raise ActivationsError(
+                    f"{folder}: batch {batch} of L{earlier} and L{layer} differ in the MLP output "
+                    f"of layer {number}: their samples are not the same, or not in one order"
+                )
 
 
 def _scan_layer(folder: Path, layer: int, batches: list[int]) -> _LayerScan:
@@ -210,6 +246,9 @@ def _scan_layer(folder: Path, layer: int, batches: list[int]) -> _LayerScan:
                     f"targets[{number}] of {path} has the shape {list(target.shape)} and its x "
                     f"{list(x.shape)}: they must be equal"
                 )
+        check_values(x, x_path(folder, layer, batch))
+        for target in targets:
+            check_values(target, path)
         shapes.append((x.shape[0], x.shape[1]))
         widths.add(x.shape[2])
         counts.add(len(targets))

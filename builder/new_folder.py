@@ -46,7 +46,8 @@ def new_folder(dataset: Path) -> Iterator[Path]:
         ActivationsError: there is something at `dataset`.
     """
     check_free(dataset)
-    dataset = dataset.absolute()
+    # Resolved, because a folder cannot be renamed to a link.
+    dataset = dataset.resolve()
     partial = dataset.with_name(f".{dataset.name}.partial")
     if partial.exists():
         shutil.rmtree(partial)

@@ -11,6 +11,7 @@ MAX_GROUP_ROWS = 64
 MAX_GROUP_BYTES = 64 << 20
 
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[kKMGT]?)(?P<binary>i?)B?")
+_MOST_DIGITS = 16
 _POWERS = {"": 0, "k": 1, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
@@ -72,7 +73,7 @@ def parse_size(text: str) -> int:
     """
     match = _SIZE.fullmatch(text.strip())
     size = 0
-    if match:
+    if match and len(match["number"]) < _MOST_DIGITS:
         base = 1024 if match["binary"] else 1000
         size = int(float(match["number"]) * base ** _POWERS[match["unit"]])
     if size < 1:

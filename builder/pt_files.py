@@ -64,7 +64,8 @@ def load_pt(path: Path) -> Any:
             f"{path} holds more than tensors and was not loaded, because loading it could run code "
             "of whoever wrote it: save plain tensors, lists and dicts"
         ) from None
-    except (RuntimeError, EOFError, ValueError, OSError) as error:
+    except Exception as error:
+        # torch raises whatever the first wrong byte of a damaged file leads to.
         reason = str(error).partition("\n")[0]
         raise ActivationsError(
             f"{path} is truncated or damaged ({reason}): copy it again"
@@ -141,4 +142,18 @@ def _float_tensor(value: Any, path: Path, key: str) -> torch.Tensor:
             f"{key} of {path} is {value.dtype}: a dataset holds float16, bfloat16 or float32; "
             "convert it first"
         )
-    return value
+    if value.layout != torch.strided or not value.numel():
+        raise ActivationsError(f"{key} of {path} is sparse or empty, not a dense tensor of values")
+    return value.detach()
+
+
+def check_values(tensor: torch.Tensor, path: Path) -> None:
+    """Check that a tensor of a file is finite, which reads all of it.
+
+    Raises:
+        ActivationsError: it is not.
+    """
+    if not torch.isfinite(tensor).all():
+        raise ActivationsError(
+            f"{path} has values that are not finite: they were lost before this file was written"
+        )

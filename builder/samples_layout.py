@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from builder.pt_files import read_sample, sample_path
+from builder.pt_files import check_values, read_sample, sample_path
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.schema import SAMPLE, Vectors
 
@@ -100,6 +100,8 @@ def scan_samples(folder: Path) -> SamplesContents:
     for number in numbers:
         path = sample_path(folder, number)
         activations = read_sample(path)
+        for tensor in activations.values():
+            check_values(tensor, path)
         layers = layers or tuple(activations)
         widths |= {tensor.shape[1] for tensor in activations.values()}
         counts = {tensor.shape[0] for tensor in activations.values()}

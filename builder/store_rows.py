@@ -11,7 +11,18 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from llava_amber_activations.schema import ID, IMAGE, POSITION, SAMPLE, TOKEN_ID, Vectors
+from llava_amber_activations.kinds import kind_name
+from llava_amber_activations.schema import (
+    ID,
+    IMAGE,
+    KIND,
+    PATCH_COL,
+    PATCH_ROW,
+    POSITION,
+    SAMPLE,
+    TOKEN_ID,
+    Vectors,
+)
 from llava_amber_activations.store import Chunk, chunk_path
 
 
@@ -52,8 +63,11 @@ class StoreRows:
             SAMPLE: pa.array(sample),
             ID: pa.array([self._ids[number] for number in sample], pa.int32()),
             IMAGE: pa.array([self._images[number] for number in sample], pa.string()),
-            POSITION: pa.array(self._integers(POSITION, rows)),
-            TOKEN_ID: pa.array(self._integers(TOKEN_ID, rows)),
+            KIND: pa.array([kind_name(code) for code in self._integers(KIND, rows)], pa.string()),
+            **{
+                name: pa.array(self._integers(name, rows))
+                for name in (POSITION, TOKEN_ID, PATCH_ROW, PATCH_COL)
+            },
         }
 
     def _integers(self, name: str, rows: range) -> np.ndarray:

@@ -34,6 +34,7 @@ from llava_amber_activations.schema import (
 )
 from llava_amber_activations.source import Source, open_source
 from llava_amber_activations.store import (
+    PLACE_TENSORS,
     ROW_TENSORS,
     Chunk,
     chunk_path,
@@ -76,7 +77,8 @@ def _verify_store(store: Path) -> Verified:
     chunks = recipe_chunks(recipe)
     for number, samples in enumerate(tqdm(chunks, unit=" chunks", desc="verify")):
         chunk = Chunk(chunk_path(store, number))
-        tensors = {name: chunk.rows(name) for name in names}
+        places = chunk.names & set(PLACE_TENSORS)
+        tensors = {name: chunk.rows(name) for name in (*names, *places)}
         if tensors_sha256(tensors) != chunk.sha256:
             raise ActivationsError(
                 f"{chunk.path} is not as it was written (its SHA-256 differs): delete it, and run "
@@ -142,16 +144,36 @@ def _check_rows(source: Source) -> None:
     for config in manifest.configs:
         for split, paths in manifest.splits(config).items():
             rows = manifest.rows_of(paths)
-            if config != CLT_FEATURES and rows != manifest.n_rows:
+            alone = manifest.configs == [CLT_FEATURES]
+            if (alone or config != CLT_FEATURES) and rows != manifest.n_rows:
                 raise ActivationsError(
                     f"split {split} of {config} in {source.name} has {rows} rows, "
                     f"and the others {manifest.n_rows}"
                 )
+    if ALL_LAYERS not in manifest.configs:
+        # Where it is, each split is compared with it row by row.
+        _check_samples(source, DEFAULT_CONFIG)
+    _check_samples(source, CLT_FEATURES)
     features = {manifest.rows_of(paths) for paths in manifest.splits(CLT_FEATURES).values()}
     if len(features) > 1:
         raise ActivationsError(
             f"the splits of {CLT_FEATURES} in {source.name} differ in rows: {sorted(features)}"
         )
+
+
+def _check_samples(source: Source, config: str) -> None:
+    """Check that the splits of a config are of the same samples, in one order."""
+    first: tuple[str, np.ndarray] | None = None
+    for split, paths in source.manifest.splits(config).items():
+        tables = split_tables(source, paths, [SAMPLE])
+        samples = np.concatenate([table[SAMPLE].to_numpy() for table in tables])
+        if first is None:
+            first = split, samples
+        elif not np.array_equal(first[1], samples):
+            raise ActivationsError(
+                f"the splits {first[0]} and {split} of {config} in {source.name} differ in their "
+                "samples: build or download the dataset again"
+            )
 
 
 def _check_split(source: Source, split: str) -> None:

@@ -41,7 +41,24 @@ def capture_command(
     store_dtype: Annotated[
         DType | None, typer.Option(help="What is kept. [default: the same as --dtype]")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples in one forward pass.")] = 8,
+    sample_positions: Annotated[
+        int | None, typer.Option(min=1, help="Draw so many of those positions from each sample.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of that draw.")] = 0,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most tokens of a response (generated). [default: 512]"),
+    ] = None,
+    batch_size: Annotated[
+        str,
+        typer.Option(help="Samples in one forward pass; auto finds the most that fit."),
+    ] = "8",
+    num_workers: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Processes that read pictures ahead. [default: 0 on a CPU, else 8]"
+        ),
+    ] = None,
     max_samples: Annotated[
         int | None, typer.Option(min=1, help="Capture only the first so many samples.")
     ] = None,
@@ -62,6 +79,8 @@ def capture_command(
     Run again after an interruption, it makes only what is missing. With `accelerate launch` (or
     torchrun), the chunks are shared among the processes.
     """
+    if max_new_tokens is not None and positions != "generated":
+        raise typer.BadParameter("--max-new-tokens goes with --positions generated")
     # torch and transformers take seconds to import, which --help should not.
     import torch
     from accelerate import PartialState
@@ -78,7 +97,11 @@ def capture_command(
         x_site=x_site,
         dtype=dtype,
         store_dtype=store_dtype,
-        batch_size=batch_size,
+        sample_positions=sample_positions,
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+        batch_size=_batch_size(batch_size),
+        num_workers=num_workers,
         max_samples=max_samples,
         chunk_samples=chunk_samples,
         on_error=on_error,
@@ -100,3 +123,11 @@ def capture_command(
         f"{output_dir}: {len(result.records)} samples{note}, {n_rows} rows; {made}. "
         f"Next: llava-amber build {output_dir} DATASET"
     )
+
+
+def _batch_size(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise typer.BadParameter(f"--batch-size is a number from 1 on, or auto, not '{text}'")
+    return int(text)

@@ -49,12 +49,16 @@ def render_prompt(processor: Any, query: str) -> str:
 
 
 def make_inputs(
-    processor: Any, queries: Sequence[Query], pictures: Sequence[Picture]
+    processor: Any,
+    queries: Sequence[Query],
+    pictures: Sequence[Picture],
+    padding_side: str = "right",
 ) -> dict[str, torch.Tensor]:
-    """Make the model's inputs for a batch, padded on the right where prompts differ in length.
+    """Make the model's inputs for a batch, padded where prompts differ in length.
 
-    On the right, because then every token keeps the position that it has alone, whichever way a
-    model counts positions, and causal attention never reaches the padding.
+    On the right for a capture, because then every token keeps the position that it has alone,
+    whichever way a model counts positions, and causal attention never reaches the padding. On the
+    left for generation, which goes on from the end of every prompt.
     """
     prompts = [render_prompt(processor, query.query) for query in queries]
     bos = processor.tokenizer.bos_token
@@ -64,7 +68,7 @@ def make_inputs(
         # Some chat templates write the beginning-of-sequence token themselves.
         add_special_tokens=not (bos and prompts[0].startswith(bos)),
         padding=True,
-        padding_side="right",
+        padding_side=padding_side,
         return_tensors="pt",
     )
     return dict(inputs)

@@ -24,6 +24,7 @@ class CaptureModel:
     """A model that has been loaded and checked.
 
     Attributes:
+        whole: the model with its head, for generating responses.
         body: the model without its language-model head, whose logits nobody needs.
         processor: makes token ids and pixels from text and pictures.
         decoder: where the taps go.
@@ -32,6 +33,7 @@ class CaptureModel:
         revision: commit of the model on the Hub, or None for a folder.
     """
 
+    whole: Any
     body: nn.Module
     processor: Any
     decoder: Decoder
@@ -46,6 +48,12 @@ class CaptureModel:
             name: value.to(self.device, dtype if value.is_floating_point() else value.dtype)
             for name, value in inputs.items()
         }
+
+    @property
+    def pad_token_id(self) -> int:
+        """Token that fills the shorter prompts of a batch, as the processor pads them."""
+        pad: int = self.processor.tokenizer.pad_token_id
+        return pad
 
     @property
     def image_processor(self) -> str:
@@ -107,7 +115,7 @@ def prepare_model(model: Any, processor: Any, device: torch.device) -> CaptureMo
     decoder = find_decoder(body)
     check_sites(body, decoder, _probe_ids(processor, image_token_id).to(device))
     revision = getattr(model.config, "_commit_hash", None)
-    return CaptureModel(body, processor, decoder, image_token_id, device, revision)
+    return CaptureModel(model, body, processor, decoder, image_token_id, device, revision)
 
 
 def _probe_ids(processor: Any, image_token_id: int) -> torch.Tensor:

@@ -9,17 +9,17 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from capture.chunk import capture_chunk
 from capture.inputs import QUERY_PLACEHOLDER, render_prompt
 from capture.model import CaptureModel, default_dtype, load_model, torch_dtype
+from capture.pipeline import make_chunks
 from capture.queries import check_images, read_queries
 from capture.settings import CaptureSettings
-from capture.taps import Taps
 from llava_amber_activations.errors import ActivationsError
-from llava_amber_activations.files import is_empty_or_missing
+from llava_amber_activations.files import is_empty_or_missing, write_json
 from llava_amber_activations.layers import LayerWindow
 from llava_amber_activations.recipe import Recipe
 from llava_amber_activations.store import (
+    RESPONSES_FILE,
     Chunk,
     SampleRecord,
     chunk_path,
@@ -27,7 +27,6 @@ from llava_amber_activations.store import (
     missing_chunks,
     read_recipe,
     recipe_chunks,
-    write_chunk,
     write_recipe,
     write_samples,
 )
@@ -82,20 +81,33 @@ def capture(
     for number in range(rank, len(chunks), world_size):
         if chunk_path(store, number).exists():
             Chunk(chunk_path(store, number))  # a damaged chunk is refused, not passed over
-    todo = [number for number in missing_chunks(store, recipe) if number % world_size == rank]
-    n_samples = sum(len(chunks[number]) for number in todo)
-    with (
-        Taps(model.decoder, settings.x_site, torch_dtype(recipe.store_dtype)) as taps,
-        tqdm(total=n_samples, unit=" samples", desc="capture", disable=rank != 0) as progress,
-    ):
-        for number in todo:
-            chunk_queries = [queries[sample] for sample in chunks[number]]
-            tensors, records = capture_chunk(
-                chunk_queries, model, taps, settings, on_samples=progress.update
-            )
-            write_chunk(chunk_path(store, number), tensors, records)
+    todo = {
+        number: [queries[sample] for sample in chunks[number]]
+        for number in missing_chunks(store, recipe)
+        if number % world_size == rank
+    }
+    with tqdm(
+        total=sum(map(len, todo.values())), unit=" samples", desc="capture", disable=rank != 0
+    ) as progress:
+        make_chunks(store, todo, model, settings, torch_dtype(recipe.store_dtype), progress.update)
     complete = not missing_chunks(store, recipe)
-    return CaptureResult(len(todo), len(chunks), write_samples(store, recipe) if complete else None)
+    records = finish_store(store, recipe) if complete else None
+    return CaptureResult(len(todo), len(chunks), records)
+
+
+def finish_store(store: Path, recipe: Recipe) -> list[SampleRecord]:
+    """Write what is gathered from all chunks: `samples.jsonl`, and the responses if there are any.
+
+    The responses are in the form that AMBER's evaluation reads.
+    """
+    records = write_samples(store, recipe)
+    answered = [record for record in records if record.response is not None]
+    if answered:
+        write_json(
+            store / RESPONSES_FILE,
+            [{"id": record.id, "response": record.response} for record in answered],
+        )
+    return records
 
 
 def make_recipe(
@@ -118,6 +130,9 @@ def make_recipe(
         store_dtype=settings.store_dtype or dtype,
         x_site=settings.x_site,
         positions=settings.positions,
+        sample_positions=settings.sample_positions,
+        seed=None if settings.sample_positions is None else settings.seed,
+        max_new_tokens=settings.response_tokens,
         prompt=render_prompt(model.processor, QUERY_PLACEHOLDER),
         n_layers=n_layers,
         hidden_size=model.decoder.hidden_size,

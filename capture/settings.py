@@ -7,10 +7,17 @@ from pathlib import Path
 
 from llava_amber_activations.layers import DEFAULT_N_TARGETS
 
+DEFAULT_MAX_NEW_TOKENS = 512
+
 
 @dataclass(frozen=True)
 class CaptureSettings:
-    """What a capture was asked to do; the fields are the options of `llava-amber capture`."""
+    """What a capture was asked to do; the fields are the options of `llava-amber capture`.
+
+    Attributes:
+        batch_size: samples in a forward pass; None finds the most that fit.
+        num_workers: processes that read pictures ahead; None lets the device decide.
+    """
 
     model: str
     dataset: Path
@@ -18,11 +25,22 @@ class CaptureSettings:
     output_dir: Path
     n_targets: int = DEFAULT_N_TARGETS
     positions: str = "last"
+    sample_positions: int | None = None
+    seed: int = 0
+    max_new_tokens: int | None = None
     x_site: str = "resid_mid"
     dtype: str | None = None
     store_dtype: str | None = None
-    batch_size: int = 8
+    batch_size: int | None = 8
+    num_workers: int | None = None
     max_samples: int | None = None
     chunk_samples: int | None = None
     on_error: str = "stop"
     revision: str | None = None
+
+    @property
+    def response_tokens(self) -> int | None:
+        """Most tokens of the responses to generate; None where none are wanted."""
+        if self.positions != "generated":
+            return None
+        return self.max_new_tokens or DEFAULT_MAX_NEW_TOKENS

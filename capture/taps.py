@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -15,7 +16,7 @@ from capture.decoder import Decoder, first_tensor
 class Taps:
     """Gathers `x` and `mlp_out` of every layer into one buffer, on the device of each layer.
 
-    Used as a context manager around forward passes; `aim` before each one, `gathered` after it.
+    Used as a context manager around forward passes, each inside an `aimed` block.
 
     Args:
         decoder: the layers to tap.
@@ -29,7 +30,7 @@ class Taps:
         self._dtype = dtype
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._flat = torch.empty(0, dtype=torch.int64)
-        self._buffer = torch.empty(0)
+        self._buffer: torch.Tensor | None = None
 
     def __enter__(self) -> Taps:
         n_layers = len(self._decoder.layers)
@@ -52,17 +53,30 @@ class Taps:
             handle.remove()
         self._handles.clear()
 
-    def aim(self, flat: torch.Tensor, device: torch.device) -> None:
-        """Choose the rows of the next forward pass: int64 [rows], into its [batch × T] tokens."""
+    @contextmanager
+    def aimed(self, flat: torch.Tensor, device: torch.device) -> Iterator[torch.Tensor]:
+        """Choose the rows of the forward pass that runs inside the block.
+
+        Args:
+            flat: int64 [rows], into the pass's [batch × T] tokens.
+            device: of the buffer.
+
+        Yields:
+            [2 × n_layers, rows, H], filled when the block ends: `x` of every layer, then `mlp_out`
+            of every layer.
+        """
         self._flat = flat.to(device)
         shape = (2 * len(self._decoder.layers), len(flat), self._decoder.hidden_size)
         self._buffer = torch.empty(shape, dtype=self._dtype, device=device)
-
-    def gathered(self) -> torch.Tensor:
-        """Return [2 × n_layers, rows, H]: `x` of every layer, then `mlp_out` of every layer."""
-        return self._buffer
+        try:
+            yield self._buffer
+        finally:
+            # The buffer is the caller's now. Passes outside the block (generation) are not tapped.
+            self._buffer = None
 
     def _gather(self, slot: int, states: torch.Tensor) -> None:
+        if self._buffer is None:
+            return
         flat = self._flat.to(states.device)
         rows = states.reshape(-1, states.shape[-1]).index_select(0, flat)
         self._buffer[slot].copy_(rows)

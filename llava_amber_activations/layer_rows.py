@@ -76,6 +76,34 @@ def layer_shards(source: Source, view: LayerView) -> list[str]:
     return shards
 
 
+def check_view(source: Source, view: LayerView) -> None:
+    """Check that a layer and its targets can be had, by the first shard's footer.
+
+    Raises:
+        ActivationsError: they cannot.
+    """
+    url = source.url(layer_shards(source, view)[0])
+    check_columns(Shards([url]).footer(url).schema.to_arrow_schema(), view)
+
+
+def check_columns(schema: pa.Schema, view: LayerView) -> list[str]:
+    """Return the names of a layer's `x` and targets in an all_layers shard of this schema.
+
+    The names are none where the shard is of the layer's own split.
+
+    Raises:
+        ActivationsError: the shard does not hold the layer or one of its targets.
+    """
+    if X in schema.names:
+        return []
+    targets = view.targets(layers_of(schema, "the shard"))
+    names = [x_name(view.layer), *map(mlp_out_name, targets)]
+    missing = [name for name in names if name not in schema.names]
+    if missing:
+        raise ActivationsError(f"this data does not hold {missing[0]}: it was imported without it")
+    return names
+
+
 def layer_tables(source: Source, view: LayerView) -> Iterator[pa.Table]:
     """Yield a layer's rows, a row group at a time, with the columns of the default config."""
     yield from tables_of_layer(source, layer_shards(source, view), view)
@@ -144,13 +172,9 @@ def read_layer(file: pq.ParquetFile, group: int, view: LayerView) -> pa.Table:
         ActivationsError: the shard does not hold the layer or one of its targets.
     """
     schema = file.schema_arrow
-    if X in schema.names:
+    names = check_columns(schema, view)
+    if not names:
         return _from_own_split(file, group, view)
-    targets = view.targets(layers_of(schema, "the shard"))
-    names = [x_name(view.layer), *map(mlp_out_name, targets)]
-    missing = [name for name in names if name not in schema.names]
-    if missing:
-        raise ActivationsError(f"this data does not hold {missing[0]}: it was imported without it")
     table = file.read_row_group(group, columns=[*LEADING, *names])
     stacked = np.stack([arrow_to_vectors(table[name]) for name in names[1:]], axis=1)
     columns = [

@@ -48,7 +48,9 @@ def load_activations(
             as many targets.
     """
     opened = open_source(source, revision)
-    view = LayerView(layer, n_targets or opened.manifest.n_targets, first_target)
+    if n_targets is None:
+        n_targets = opened.manifest.n_targets
+    view = LayerView(layer, n_targets, first_target)
     view.targets(opened.manifest.recipe.n_layers)
     shards = layer_shards(opened, view)
     urls = [opened.url(path) for path in shards]

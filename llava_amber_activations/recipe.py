@@ -11,7 +11,7 @@ from llava_amber_activations.errors import ActivationsError
 FORMAT_VERSION = "1.0"
 
 XSite = Literal["resid_mid", "resid_pre", "mlp_in"]
-Positions = Literal["last", "all", "image", "text"]
+Positions = Literal["last", "all", "image", "text", "generated"]
 DType = Literal["float16", "bfloat16", "float32"]
 
 X_SITES: tuple[str, ...] = get_args(XSite)
@@ -28,6 +28,9 @@ class Recipe:
         dtype: what the model computed in; `store_dtype` is what was kept.
         x_site: where in a layer `x` was read.
         positions: which token positions of a sample became rows.
+        sample_positions, seed: how many of those positions were drawn from each sample, and the
+            seed of the draw; None where all were kept.
+        max_new_tokens: most tokens of a generated response, where there is one.
         prompt: the chat template's text, `{query}` standing for the sample's query.
         n_layers, hidden_size: of the language model.
         n_targets: how many targets a layer has unless the builder is told otherwise.
@@ -48,6 +51,9 @@ class Recipe:
     dtype: str | None = None
     x_site: str | None = None
     positions: str | None = None
+    sample_positions: int | None = None
+    seed: int | None = None
+    max_new_tokens: int | None = None
     prompt: str | None = None
     benchmark: str | None = None
     queries_sha256: str | None = None

@@ -1,7 +1,7 @@
 """The columns of a dataset folder, and how vectors lie in Arrow.
 
-    default, L0 … L30   sample, id, image, position, token_id, x [H], targets [n, H]
-    all_layers          sample, id, image, position, token_id, x_00 … [H], mlp_out_00 … [H]
+    default, L0 … L30   LEADING, x [H], targets [n, H]
+    all_layers          LEADING, x_00 … [H], mlp_out_00 … [H]
     clt_features        sample, features [F]
 
 A vector is a fixed-size list of floats whose elements are never null, which Parquet decodes about
@@ -23,7 +23,9 @@ from llava_amber_activations.recipe import FORMAT_VERSION, check_format_version
 
 X, TARGETS, FEATURES = "x", "targets", "features"
 SAMPLE, ID, IMAGE, POSITION, TOKEN_ID = "sample", "id", "image", "position", "token_id"
-LEADING = (SAMPLE, ID, IMAGE, POSITION, TOKEN_ID)
+KIND, PATCH_ROW, PATCH_COL = "kind", "patch_row", "patch_col"
+LEADING = (SAMPLE, ID, IMAGE, POSITION, TOKEN_ID, KIND, PATCH_ROW, PATCH_COL)
+_STRINGS = (IMAGE, KIND)
 
 FLOAT_TYPES = {"float16": pa.float16(), "float32": pa.float32()}
 
@@ -52,7 +54,7 @@ def _targets_type(width: int, dtype: str) -> pa.DataType:
 
 def _leading_fields() -> list[pa.Field]:
     return [
-        pa.field(name, pa.string() if name == IMAGE else pa.int32(), nullable=False)
+        pa.field(name, pa.string() if name in _STRINGS else pa.int32(), nullable=False)
         for name in LEADING
     ]
 

@@ -2,9 +2,11 @@
 
     STORE/
       capture.json                        the recipe
+      responses.json                      AMBER's evaluation form, where responses were generated
       samples.jsonl                       one line a sample; written when the last chunk is there
       chunks/chunk-00000.safetensors      x_00 …, mlp_out_00 …: [rows, H]
-                                          sample, position, token_id: int32 [rows]
+                                          sample, position, token_id, kind (its code),
+                                          patch_row, patch_col: int32 [rows]
 
 A chunk covers a fixed range of samples and appears whole or not at all. Its safetensors header
 carries, under the one metadata key `chunk`, the records of its samples and the SHA-256 of its
@@ -37,9 +39,13 @@ from llava_amber_activations.recipe import Recipe
 
 RECIPE_FILE = "capture.json"
 SAMPLES_FILE = "samples.jsonl"
+RESPONSES_FILE = "responses.json"
 CHUNKS_DIR = "chunks"
 SAMPLE, POSITION, TOKEN_ID = "sample", "position", "token_id"
+KIND, PATCH_ROW, PATCH_COL = "kind", "patch_row", "patch_col"
 ROW_TENSORS = (SAMPLE, POSITION, TOKEN_ID)
+# Stores that other programs write may lack these; -1 then stands for every row.
+PLACE_TENSORS = (KIND, PATCH_ROW, PATCH_COL)
 _METADATA_KEY = "chunk"
 
 
@@ -53,6 +59,7 @@ class SampleRecord:
         image_sha256: of the picture file's bytes.
         n_rows: how many rows of the store are this sample's; 0 where it was skipped.
         error: why it was skipped, or None.
+        response: what the model answered, where it was asked to.
     """
 
     sample: int
@@ -62,12 +69,14 @@ class SampleRecord:
     image_sha256: str | None
     n_rows: int
     error: str | None = None
+    response: str | None = None
 
     def to_line(self) -> str:
-        """Return the record as one JSON line, without `error` where there was none."""
+        """Return the record as one JSON line, without `error` or `response` where there is none."""
         fields = dataclasses.asdict(self)
-        if self.error is None:
-            del fields["error"]
+        for name in ("error", "response"):
+            if fields[name] is None:
+                del fields[name]
         return json.dumps(fields, ensure_ascii=False)
 
 
@@ -168,8 +177,14 @@ class Chunk:
                 "and run the same capture command again to make it anew"
             ) from None
         header = parse_json_object(metadata, path)
-        self.sha256: str = header["sha256"]
-        self.records = [SampleRecord(**record) for record in header["samples"]]
+        try:
+            self.sha256: str = header["sha256"]
+            self.records = [SampleRecord(**record) for record in header["samples"]]
+        except (KeyError, TypeError) as error:
+            raise ActivationsError(
+                f"{path} is damaged (its header lacks {error}): delete it, "
+                "and run the same capture command again to make it anew"
+            ) from None
         self.names = set(self._file.keys())
 
     @property
@@ -180,16 +195,19 @@ class Chunk:
     def rows(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Read rows `start` … `stop` of a tensor: [rows, H] of the store's dtype, or int32 [rows].
 
+        Of the place tensors, those that the chunk does not have are -1.
+
         Raises:
             ActivationsError: the chunk has no such tensor.
         """
+        stop = self.n_rows if stop is None else stop
+        if name not in self.names and name in PLACE_TENSORS:
+            return torch.full((stop - start,), -1, dtype=torch.int32)
         if name not in self.names:
             raise ActivationsError(
                 f"{self.path} has no tensor {name}: it is not a chunk of this store"
             )
-        rows: torch.Tensor = self._file.get_slice(name)[
-            start : self.n_rows if stop is None else stop
-        ]
+        rows: torch.Tensor = self._file.get_slice(name)[start:stop]
         return rows
 
 
@@ -207,7 +225,7 @@ def read_samples(store: Path) -> list[SampleRecord]:
             "run the same capture command again"
         )
     records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         where = f"{path} line {number}"
         try:
             records.append(SampleRecord(**parse_json_object(line, where)))

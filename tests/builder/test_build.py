@@ -56,6 +56,9 @@ def test_every_vector_is_the_stores(make_store, tmp_path, positions, store_dtype
         if tensor.ndim == 2:
             found = vectors(table[name], rows, 64)
             assert found.dtype == dtype and np.array_equal(found, tensor), name
+        elif name == "kind":
+            names = ["text", "image", "generated"]
+            assert table[name].to_pylist() == [names[code] for code in tensor]
         else:
             assert table[name].to_pylist() == tensor.tolist()
     for layer in (0, 15, 16, 30):

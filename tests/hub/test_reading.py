@@ -44,6 +44,9 @@ def test_datasets_alone_opens_it(hub, pushed, narrow_vectors):
         "image": Value("string"),
         "position": Value("int32"),
         "token_id": Value("int32"),
+        "kind": Value("string"),
+        "patch_row": Value("int32"),
+        "patch_col": Value("int32"),
         "x": List(Value("float16"), length=64),
         "targets": List(List(Value("float16"), length=64)),
     }

@@ -30,7 +30,7 @@ def test_load_dataset(last_dataset):
     assert list(stream) == list(splits["L5"])
     every = load_dataset(str(last_dataset), "all_layers", split="train")
     assert every["mlp_out_31"][:] == [row[0] for row in splits["L30"]["targets"][:]]
-    assert len(every.column_names) == 5 + 64
+    assert len(every.column_names) == 8 + 64
 
 
 @pytest.mark.parametrize("streaming", [False, True])

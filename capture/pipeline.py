@@ -1,0 +1,151 @@
+"""The pipeline of a run: pictures read ahead, the model in the middle, chunks written behind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import groupby
+from pathlib import Path
+
+import torch
+
+from capture.chunk import CapturedBatch, join_chunk, run_batch
+from capture.model import CaptureModel
+from capture.preparation import plan_batches, prepared_batches
+from capture.queries import Query
+from capture.settings import CaptureSettings
+from capture.taps import Taps
+from llava_amber_activations.errors import ActivationsError
+from llava_amber_activations.store import chunk_path, write_chunk
+
+# What `--batch-size auto` begins with; on a CPU more samples at once are no faster.
+_FIRST_BATCH_SIZE = {"cpu": 8}
+_FIRST_BATCH_SIZE_ON_GPU = 64
+_MOST_WORKERS = 8
+
+
+def make_chunks(
+    store: Path,
+    todo: Mapping[int, Sequence[Query]],
+    model: CaptureModel,
+    settings: CaptureSettings,
+    dtype: torch.dtype,
+    on_samples: Callable[[int], object],
+) -> None:
+    """Capture and write chunks, in order.
+
+    With `batch_size` None, a batch that does not fit the device's memory halves the size, and its
+    chunk is begun again; what is written stays.
+
+    Args:
+        todo: the queries of each chunk to make.
+        dtype: of the store's vectors.
+        on_samples: called with the number of samples done, or less than none for a chunk that is
+            begun again.
+
+    Raises:
+        ActivationsError: a picture is unreadable, a value does not fit, or not even one sample
+            fits the memory.
+    """
+    remaining = dict(todo)
+    first = _FIRST_BATCH_SIZE.get(model.device.type, _FIRST_BATCH_SIZE_ON_GPU)
+    longest = max((len(queries) for queries in remaining.values()), default=1)
+    size = settings.batch_size or min(first, longest)
+    with Taps(model.decoder, settings.x_site, dtype) as taps, _writer() as write:
+        while remaining:
+            counted = 0
+            try:
+                for number, batches in _captured(remaining, model, taps, settings, size):
+                    held: list[CapturedBatch] = []
+                    for batch in batches:
+                        held.append(batch)
+                        n_samples = len(batch.prepared.plan.queries)
+                        counted += n_samples
+                        on_samples(n_samples)
+                    counted = 0
+                    write(store, number, remaining.pop(number), held, model, dtype)
+            except torch.OutOfMemoryError as error:
+                if settings.batch_size is not None or size == 1:
+                    raise ActivationsError(
+                        f"{size} samples at once do not fit the memory of {model.device}: "
+                        + ("give a smaller --batch-size, or auto" if size > 1 else "none does")
+                    ) from error
+                size //= 2
+                on_samples(-counted)
+                # The batch that did not fit is still held by the error's frames until here.
+                error.__traceback__ = None
+                if model.device.type == "cuda":
+                    torch.cuda.empty_cache()
+
+
+def _captured(
+    todo: Mapping[int, Sequence[Query]],
+    model: CaptureModel,
+    taps: Taps,
+    settings: CaptureSettings,
+    batch_size: int,
+) -> Iterator[tuple[int, Iterator[CapturedBatch]]]:
+    """Yield each chunk's number with its batches, which run as they are taken."""
+    plans = [
+        plan
+        for number, queries in todo.items()
+        for plan in plan_batches(number, queries, model.processor, batch_size)
+    ]
+    prepared = prepared_batches(
+        plans,
+        model.processor,
+        settings.image_dir,
+        for_generation=settings.response_tokens is not None,
+        num_workers=_num_workers(settings, model.device),
+    )
+    for number, batches in groupby(prepared, key=lambda batch: batch.plan.chunk):
+        yield number, (run_batch(batch, model, taps, settings) for batch in batches)
+
+
+def _num_workers(settings: CaptureSettings, device: torch.device) -> int:
+    if settings.num_workers is not None:
+        return settings.num_workers
+    # On a CPU the model wants every core itself.
+    return 0 if device.type == "cpu" else min(_MOST_WORKERS, (os.cpu_count() or 1) - 1)
+
+
+@contextmanager
+def _writer() -> Iterator[Callable[..., None]]:
+    """Yield a function that joins and writes a chunk in a thread, one chunk behind at most.
+
+    Raises:
+        ActivationsError: from the function or at the end, what went wrong in the thread.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="write") as pool:
+        pending: Future[None] | None = None
+
+        def write(
+            store: Path,
+            number: int,
+            queries: Sequence[Query],
+            batches: Sequence[CapturedBatch],
+            model: CaptureModel,
+            dtype: torch.dtype,
+        ) -> None:
+            nonlocal pending
+            if pending is not None:
+                pending.result()
+            pending = pool.submit(_write, store, number, queries, batches, model, dtype)
+
+        yield write
+        if pending is not None:
+            pending.result()
+
+
+def _write(
+    store: Path,
+    number: int,
+    queries: Sequence[Query],
+    batches: Sequence[CapturedBatch],
+    model: CaptureModel,
+    dtype: torch.dtype,
+) -> None:
+    tensors, records = join_chunk(queries, batches, model, dtype)
+    write_chunk(chunk_path(store, number), tensors, records)

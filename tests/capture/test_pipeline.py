@@ -1,0 +1,84 @@
+"""The pipeline: workers, batches that do not fit, batches of similar length, errors behind."""
+
+import pytest
+import torch
+
+from capture import pipeline
+from capture.model import CaptureModel, load_model
+from capture.preparation import plan_batches
+from capture.queries import read_queries
+from llava_amber_activations import ActivationsError
+
+
+def chunks_of(store):
+    return {path.name: path.read_bytes() for path in sorted((store / "chunks").iterdir())}
+
+
+def test_workers_change_nothing(make_store, all_store, tmp_path):
+    """Two processes that read ahead: the same bytes."""
+    store = make_store(tmp_path / "store", positions="all", num_workers=2)
+    assert chunks_of(store) == chunks_of(all_store)
+
+
+@pytest.fixture
+def small_memory(monkeypatch):
+    """A device on which at most two samples fit; returns the sizes that were tried."""
+    tried = []
+    original = CaptureModel.on_device
+
+    def on_device(self, inputs):
+        tried.append(len(inputs["input_ids"]))
+        if tried[-1] > 2:
+            raise torch.OutOfMemoryError("no memory")
+        return original(self, inputs)
+
+    monkeypatch.setattr(CaptureModel, "on_device", on_device)
+    return tried
+
+
+def test_auto_halves_until_it_fits(make_store, small_memory, tmp_path):
+    """From eight samples to two; chunks that were written stay, and the values are right."""
+    store = make_store(tmp_path / "auto", batch_size=None, chunk_samples=4)
+    assert small_memory == [4, 2, 2, 2, 2]
+    small_memory.clear()
+    two = make_store(tmp_path / "two", batch_size=2, chunk_samples=4)
+    assert small_memory == [2, 2, 2, 2]
+    assert chunks_of(store) == chunks_of(two)
+
+
+def test_a_size_that_does_not_fit_is_said(make_store, small_memory, tmp_path):
+    with pytest.raises(ActivationsError, match=r"5 samples at once do not fit.*or auto"):
+        make_store(tmp_path / "store", batch_size=5, chunk_samples=8)
+
+
+def test_not_even_one_fits(make_store, tmp_path, monkeypatch):
+    def on_device(self, inputs):
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(CaptureModel, "on_device", on_device)
+    with pytest.raises(ActivationsError, match=r"1 samples at once .* none does"):
+        make_store(tmp_path / "store", batch_size=None)
+
+
+def test_batches_are_of_similar_length(tiny_llava, query_file):
+    """Within a chunk, the longest prompts share a batch; every sample is in one batch."""
+    queries, _ = read_queries(query_file)
+    model = load_model(str(tiny_llava), dtype="float32", device=torch.device("cpu"))
+    plans = plan_batches(0, queries, model.processor, 3)
+    lengths = [[len(query.query) for query in plan.queries] for plan in plans]
+    assert [len(batch) for batch in lengths] == [3, 3, 2]
+    flat = [length for batch in lengths for length in batch]
+    assert flat == sorted(flat)
+    assert sorted(q.sample for plan in plans for q in plan.queries) == list(range(8))
+
+
+def test_an_error_of_the_writer_is_not_lost(make_store, tmp_path, monkeypatch):
+    """A disk that is full when a chunk is written behind stops the run."""
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pipeline, "write_chunk", full)
+    with pytest.raises(OSError, match="No space left"):
+        make_store(tmp_path / "store")
+    assert not (tmp_path / "store" / "samples.jsonl").exists()
