@@ -8,7 +8,15 @@ from pathlib import Path
 
 from builder.new_folder import check_free, finish_folder, new_folder
 from builder.plan import parse_size
-from builder.shards import ShardTask, plan_all_layers, plan_layer, plan_moments, write_shards
+from builder.shards import (
+    ShardTask,
+    plan_all_layers,
+    plan_features,
+    plan_layer,
+    plan_moments,
+    write_shards,
+)
+from builder.store_features import features_contents
 from builder.store_rows import StoreRows
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.folder import ALL_LAYERS, DEFAULT_CONFIG, Manifest
@@ -93,9 +101,17 @@ def build(
         tasks += plan_all_layers(contents, rows, names, shard_bytes)
     else:
         tasks += plan_moments(contents, rows, names, shard_bytes)
+    features = features_contents(store, recipe, contents)
+    feature_tasks: list[ShardTask] = []
+    if features is not None:
+        for layer in features.layers:
+            feature_tasks += plan_features(features, [1] * features.n_samples, layer, shard_bytes)
     skipped = sum(record.error is not None for record in records)
     with new_folder(dataset) as folder:
         files, moments = write_shards(folder, contents, tasks, num_proc, "build")
+        if features is not None:
+            features_files, _ = write_shards(folder, features, feature_tasks, num_proc, "features")
+            files |= features_files
         manifest = Manifest(
             recipe=recipe,
             dtype=contents.dtype,

@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from builder.build import store_contents
+from builder.store_features import features_contents
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files import sha256_of
 from llava_amber_activations.folder import (
@@ -71,7 +72,7 @@ def verify(path: Path) -> Verified:
 def _verify_store(store: Path) -> Verified:
     recipe = read_recipe(store)
     records = read_samples(store)
-    store_contents(store, recipe, records)
+    features_contents(store, recipe, store_contents(store, recipe, records))
     names = [*vector_names(recipe.n_layers), *ROW_TENSORS]
     n_rows = 0
     chunks = recipe_chunks(recipe)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +15,7 @@ from capture.preparation import PreparedBatch
 from capture.queries import Query
 from capture.settings import CaptureSettings
 from capture.taps import Taps
+from capture.transcoders import Encoder, pool
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.store import (
     PLACE_TENSORS,
@@ -36,17 +37,24 @@ class CapturedBatch:
             on its way to the CPU.
         columns: the store's row tensors, each int32 [rows].
         responses: of each sample, where they were generated.
+        features: of each layer with a transcoder, [samples, F], one row for each of
+            `prepared.queries`.
     """
 
     prepared: PreparedBatch
     vectors: HostCopy | None = None
     columns: dict[str, torch.Tensor] = field(default_factory=dict)
     responses: dict[int, str] = field(default_factory=dict)
+    features: dict[int, HostCopy] = field(default_factory=dict)
 
 
 @torch.inference_mode()
 def run_batch(
-    prepared: PreparedBatch, model: CaptureModel, taps: Taps, settings: CaptureSettings
+    prepared: PreparedBatch,
+    model: CaptureModel,
+    taps: Taps,
+    settings: CaptureSettings,
+    encoders: Mapping[int, Encoder],
 ) -> CapturedBatch:
     """Run one batch through the model, its response first where one is wanted.
 
@@ -76,7 +84,16 @@ def run_batch(
     rows = select_rows(inputs, samples, choice, model.image_token_id, lengths)
     with taps.aimed(rows.flat, model.device) as gathered:
         model.body(**model.on_device(inputs), use_cache=False)
-    return CapturedBatch(prepared, HostCopy(gathered), rows.columns, responses)
+    element = rows.element.to(model.device)
+    features = {
+        layer: HostCopy(
+            pool(encoder.features(gathered[layer]), element, len(samples), settings.pool).to(
+                gathered.dtype
+            )
+        )
+        for layer, encoder in encoders.items()
+    }
+    return CapturedBatch(prepared, HostCopy(gathered), rows.columns, responses, features)
 
 
 def join_chunk(
@@ -109,6 +126,46 @@ def join_chunk(
         tensors[name] = joined if in_order else joined[order]
     check_finite(tensors, len(model.decoder.layers))
     return tensors, _records(queries, batches, tensors[SAMPLE])
+
+
+def join_features(
+    batches: Iterable[CapturedBatch], layers: Iterable[int]
+) -> tuple[dict[int, torch.Tensor], torch.Tensor]:
+    """Join the features of a chunk's samples that have rows, in the order of the query file.
+
+    Returns:
+        Of each layer, [samples, F]; and the samples, int32.
+
+    Raises:
+        ActivationsError: a feature does not fit the store's dtype.
+    """
+    filled = [batch for batch in batches if batch.features]
+    with_rows = [torch.isin(_samples_of(batch), batch.columns[SAMPLE]) for batch in filled]
+    sample = torch.cat(
+        [_samples_of(b)[kept] for b, kept in zip(filled, with_rows, strict=True)] or [_no_rows()]
+    )
+    order = torch.argsort(sample)
+    joined = {}
+    for layer in layers:
+        parts = [
+            batch.features[layer].tensor()[kept]
+            for batch, kept in zip(filled, with_rows, strict=True)
+        ]
+        if not parts:
+            continue
+        joined[layer] = torch.cat(parts)[order]
+        finite = torch.isfinite(joined[layer]).all(dim=1)
+        if not finite.all():
+            bad = int(sample[order][finite.logical_not()][0])
+            raise ActivationsError(
+                f"a feature of layer {layer} of sample {bad} does not fit "
+                f"{joined[layer].dtype}: capture with --store-dtype float32"
+            )
+    return joined, sample[order]
+
+
+def _samples_of(batch: CapturedBatch) -> torch.Tensor:
+    return torch.tensor([query.sample for query in batch.prepared.queries], dtype=torch.int32)
 
 
 def _no_rows() -> torch.Tensor:

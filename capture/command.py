@@ -9,7 +9,7 @@ import typer
 
 from capture.settings import CaptureSettings
 from llava_amber_activations.layers import DEFAULT_N_TARGETS
-from llava_amber_activations.recipe import DType, Positions, XSite
+from llava_amber_activations.recipe import DType, Pool, Positions, XSite
 
 
 def capture_command(
@@ -49,6 +49,13 @@ def capture_command(
         int | None,
         typer.Option(min=1, help="Most tokens of a response (generated). [default: 512]"),
     ] = None,
+    transcoders: Annotated[
+        Path | None,
+        typer.Option(help="Folder of trained transcoder_L*.pt, whose features are kept as well."),
+    ] = None,
+    pool: Annotated[
+        Pool, typer.Option(help="How a sample's features are pooled over its positions.")
+    ] = "max",
     batch_size: Annotated[
         str,
         typer.Option(help="Samples in one forward pass; auto finds the most that fit."),
@@ -100,6 +107,8 @@ def capture_command(
         sample_positions=sample_positions,
         seed=seed,
         max_new_tokens=max_new_tokens,
+        transcoders=transcoders,
+        pool=pool,
         batch_size=_batch_size(batch_size),
         num_workers=num_workers,
         max_samples=max_samples,

@@ -11,14 +11,15 @@ from pathlib import Path
 
 import torch
 
-from capture.chunk import CapturedBatch, join_chunk, run_batch
+from capture.chunk import CapturedBatch, join_chunk, join_features, run_batch
 from capture.model import CaptureModel
 from capture.preparation import plan_batches, prepared_batches
 from capture.queries import Query
 from capture.settings import CaptureSettings
 from capture.taps import Taps
+from capture.transcoders import Encoder
 from llava_amber_activations.errors import ActivationsError
-from llava_amber_activations.store import chunk_path, write_chunk
+from llava_amber_activations.store import chunk_path, features_path, write_chunk, write_features
 
 # What `--batch-size auto` begins with; on a CPU more samples at once are no faster.
 _FIRST_BATCH_SIZE = {"cpu": 8}
@@ -31,6 +32,7 @@ def make_chunks(
     todo: Mapping[int, Sequence[Query]],
     model: CaptureModel,
     settings: CaptureSettings,
+    encoders: Mapping[int, Encoder],
     dtype: torch.dtype,
     on_samples: Callable[[int], object],
 ) -> None:
@@ -41,6 +43,7 @@ def make_chunks(
 
     Args:
         todo: the queries of each chunk to make.
+        encoders: of each layer whose features are wanted.
         dtype: of the store's vectors.
         on_samples: called with the number of samples done, or less than none for a chunk that is
             begun again.
@@ -57,7 +60,7 @@ def make_chunks(
         while remaining:
             counted = 0
             try:
-                for number, batches in _captured(remaining, model, taps, settings, size):
+                for number, batches in _captured(remaining, model, taps, settings, encoders, size):
                     held: list[CapturedBatch] = []
                     for batch in batches:
                         held.append(batch)
@@ -85,6 +88,7 @@ def _captured(
     model: CaptureModel,
     taps: Taps,
     settings: CaptureSettings,
+    encoders: Mapping[int, Encoder],
     batch_size: int,
 ) -> Iterator[tuple[int, Iterator[CapturedBatch]]]:
     """Yield each chunk's number with its batches, which run as they are taken."""
@@ -101,7 +105,7 @@ def _captured(
         num_workers=_num_workers(settings, model.device),
     )
     for number, batches in groupby(prepared, key=lambda batch: batch.plan.chunk):
-        yield number, (run_batch(batch, model, taps, settings) for batch in batches)
+        yield number, (run_batch(batch, model, taps, settings, encoders) for batch in batches)
 
 
 def _num_workers(settings: CaptureSettings, device: torch.device) -> int:
@@ -148,4 +152,9 @@ def _write(
     dtype: torch.dtype,
 ) -> None:
     tensors, records = join_chunk(queries, batches, model, dtype)
+    layers = {layer for batch in batches for layer in batch.features}
+    if layers:
+        features, samples = join_features(batches, sorted(layers))
+        # Before the chunk, whose presence says that all of it is there.
+        write_features(features_path(store, number), features, samples)
     write_chunk(chunk_path(store, number), tensors, records)

@@ -43,10 +43,12 @@ class Rows:
 
     Attributes:
         flat: int64 [rows], index into the batch's [batch × T] tokens.
+        element: int64 [rows], which element of the batch.
         columns: the store's row tensors by their names, each int32 [rows].
     """
 
     flat: torch.Tensor
+    element: torch.Tensor
     columns: dict[str, torch.Tensor]
 
 
@@ -89,6 +91,7 @@ def select_rows(
     }
     return Rows(
         flat=element * ids.shape[1] + position,
+        element=element,
         columns={name: column.to(torch.int32) for name, column in columns.items()},
     )
 

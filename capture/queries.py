@@ -35,6 +35,8 @@ class Query:
 def read_queries(path: Path, max_samples: int | None = None) -> tuple[list[Query], str]:
     """Read a query file in AMBER's form: `[{"id": 1, "image": "AMBER_1.jpg", "query": "…"}, …]`.
 
+    A file named `.jsonl` holds one such object a line instead.
+
     Returns:
         The first `max_samples` queries, and the SHA-256 of the whole file.
 
@@ -43,7 +45,7 @@ def read_queries(path: Path, max_samples: int | None = None) -> tuple[list[Query
     """
     try:
         content = path.read_bytes()
-        entries = json.loads(content)
+        entries = _json_lines(content) if path.suffix == ".jsonl" else json.loads(content)
     except OSError as error:
         raise ActivationsError(f"cannot read the query file {path}: {error.strerror}") from None
     except ValueError as error:
@@ -55,6 +57,10 @@ def read_queries(path: Path, max_samples: int | None = None) -> tuple[list[Query
         raise ActivationsError(f"the query file {path} is empty: there is nothing to capture")
     queries = [_query(sample, entry, path) for sample, entry in enumerate(entries[:max_samples])]
     return queries, hashlib.sha256(content).hexdigest()
+
+
+def _json_lines(content: bytes) -> list[Any]:
+    return [json.loads(line) for line in content.splitlines() if line.strip()]
 
 
 def _query(sample: int, entry: Any, path: Path) -> Query:

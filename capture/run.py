@@ -14,6 +14,7 @@ from capture.model import CaptureModel, default_dtype, load_model, torch_dtype
 from capture.pipeline import make_chunks
 from capture.queries import check_images, read_queries
 from capture.settings import CaptureSettings
+from capture.transcoders import checkpoints_sha256, load_encoders
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files import is_empty_or_missing, write_json
 from llava_amber_activations.layers import LayerWindow
@@ -75,6 +76,11 @@ def capture(
     dtype = settings.dtype or default_dtype(device)
     model = load_model(settings.model, dtype=dtype, device=device, revision=settings.revision)
     recipe = make_recipe(settings, model, dtype, len(queries), queries_sha256)
+    encoders = {}
+    if settings.transcoders is not None:
+        encoders = load_encoders(
+            settings.transcoders, recipe.n_layers, recipe.hidden_size, model.device
+        )
     adopt_recipe(store, recipe)
 
     chunks = recipe_chunks(recipe)
@@ -89,7 +95,8 @@ def capture(
     with tqdm(
         total=sum(map(len, todo.values())), unit=" samples", desc="capture", disable=rank != 0
     ) as progress:
-        make_chunks(store, todo, model, settings, torch_dtype(recipe.store_dtype), progress.update)
+        kept = torch_dtype(recipe.store_dtype)
+        make_chunks(store, todo, model, settings, encoders, kept, progress.update)
     complete = not missing_chunks(store, recipe)
     records = finish_store(store, recipe) if complete else None
     return CaptureResult(len(todo), len(chunks), records)
@@ -133,6 +140,8 @@ def make_recipe(
         sample_positions=settings.sample_positions,
         seed=None if settings.sample_positions is None else settings.seed,
         max_new_tokens=settings.response_tokens,
+        transcoders_sha256=checkpoints_sha256(settings.transcoders),
+        pool=None if settings.transcoders is None else settings.pool,
         prompt=render_prompt(model.processor, QUERY_PLACEHOLDER),
         n_layers=n_layers,
         hidden_size=model.decoder.hidden_size,

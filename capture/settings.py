@@ -28,6 +28,8 @@ class CaptureSettings:
     sample_positions: int | None = None
     seed: int = 0
     max_new_tokens: int | None = None
+    transcoders: Path | None = None
+    pool: str = "max"
     x_site: str = "resid_mid"
     dtype: str | None = None
     store_dtype: str | None = None

@@ -12,6 +12,7 @@ FORMAT_VERSION = "1.0"
 
 XSite = Literal["resid_mid", "resid_pre", "mlp_in"]
 Positions = Literal["last", "all", "image", "text", "generated"]
+Pool = Literal["max", "mean", "last"]
 DType = Literal["float16", "bfloat16", "float32"]
 
 X_SITES: tuple[str, ...] = get_args(XSite)
@@ -31,6 +32,8 @@ class Recipe:
         sample_positions, seed: how many of those positions were drawn from each sample, and the
             seed of the draw; None where all were kept.
         max_new_tokens: most tokens of a generated response, where there is one.
+        transcoders_sha256: of the transcoders' checkpoints together, where features were captured.
+        pool: how a sample's features were pooled over its rows.
         prompt: the chat template's text, `{query}` standing for the sample's query.
         n_layers, hidden_size: of the language model.
         n_targets: how many targets a layer has unless the builder is told otherwise.
@@ -54,6 +57,8 @@ class Recipe:
     sample_positions: int | None = None
     seed: int | None = None
     max_new_tokens: int | None = None
+    transcoders_sha256: str | None = None
+    pool: str | None = None
     prompt: str | None = None
     benchmark: str | None = None
     queries_sha256: str | None = None

@@ -4,7 +4,8 @@
       capture.json                        the recipe
       responses.json                      AMBER's evaluation form, where responses were generated
       samples.jsonl                       one line a sample; written when the last chunk is there
-      chunks/chunk-00000.safetensors      x_00 …, mlp_out_00 …: [rows, H]
+      features/features-00000.safetensors     features_00 … [samples, F]; sample: int32 [samples]
+          chunks/chunk-00000.safetensors      x_00 …, mlp_out_00 …: [rows, H]
                                           sample, position, token_id, kind (its code),
                                           patch_row, patch_col: int32 [rows]
 
@@ -41,6 +42,7 @@ RECIPE_FILE = "capture.json"
 SAMPLES_FILE = "samples.jsonl"
 RESPONSES_FILE = "responses.json"
 CHUNKS_DIR = "chunks"
+FEATURES_DIR = "features"
 SAMPLE, POSITION, TOKEN_ID = "sample", "position", "token_id"
 KIND, PATCH_ROW, PATCH_COL = "kind", "patch_row", "patch_col"
 ROW_TENSORS = (SAMPLE, POSITION, TOKEN_ID)
@@ -105,6 +107,54 @@ def write_recipe(store: Path, recipe: Recipe) -> None:
 def chunk_path(store: Path, chunk: int) -> Path:
     """Return the path of a chunk."""
     return store / CHUNKS_DIR / f"chunk-{chunk:05d}.safetensors"
+
+
+def features_path(store: Path, chunk: int) -> Path:
+    """Return the path of a chunk's transcoder features."""
+    return store / FEATURES_DIR / f"features-{chunk:05d}.safetensors"
+
+
+def features_name(layer: int) -> str:
+    """Name of a layer's features in a features file: `features_05`."""
+    return f"features_{layer:02d}"
+
+
+def write_features(path: Path, features: Mapping[int, torch.Tensor], sample: torch.Tensor) -> None:
+    """Write a chunk's features, whole or not at all.
+
+    Args:
+        features: of each layer, [samples, F].
+        sample: int32 [samples], those of the chunk's samples that have rows.
+    """
+    tensors = {features_name(layer): tensor for layer, tensor in features.items()}
+    with written_whole(path) as partial:
+        save_file({**tensors, SAMPLE: sample}, partial)
+
+
+class FeaturesFile:
+    """A chunk's features, open for reading.
+
+    Raises:
+        ActivationsError: the file is missing, truncated or not a features file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._file = safe_open(path, framework="pt")
+            self.sample: torch.Tensor = self._file.get_tensor(SAMPLE)
+        except (SafetensorError, OSError) as error:
+            raise ActivationsError(
+                f"{path} is missing or damaged ({error}): delete it and the chunk of its number, "
+                "and run the same capture command again to make them anew"
+            ) from None
+        names = set(self._file.keys()) - {SAMPLE}
+        self.layers = sorted(int(name[-2:]) for name in names)
+
+    def rows(self, layer: int, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Read samples `start` … `stop` of a layer's features: [samples, F]."""
+        stop = len(self.sample) if stop is None else stop
+        rows: torch.Tensor = self._file.get_slice(features_name(layer))[start:stop]
+        return rows
 
 
 def chunk_ranges(n_samples: int, chunk_samples: int) -> list[range]:

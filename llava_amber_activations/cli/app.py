@@ -163,14 +163,41 @@ def push(
 @app.command()
 def verify(
     path: Annotated[Path, typer.Argument(help="Capture store or dataset folder.")],
+    recapture: Annotated[
+        int, typer.Option(min=0, help="Capture so many random samples of a store again.")
+    ] = 0,
+    model: Annotated[str | None, typer.Option(help="With --recapture: the model.")] = None,
+    image_dir: Annotated[
+        Path | None, typer.Option(help="With --recapture: folder of the pictures.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="With --recapture: of the draw.")] = 0,
 ) -> None:
     """Check every checksum, row count and value; exit 1 naming the first thing wrong."""
     from builder.verify import verify as verify_path
 
+    if recapture and (model is None or image_dir is None):
+        raise typer.BadParameter("--recapture needs --model and --image-dir")
     found = verify_path(path)
     typer.echo(
         f"{path}: {found.kind}, {found.n_files} files, {found.n_rows} rows. Right: {found.checks}"
     )
+    if recapture and model is not None and image_dir is not None:
+        from accelerate import PartialState
+
+        from capture.recapture import recapture as recapture_samples
+
+        again = recapture_samples(
+            path,
+            model=model,
+            image_dir=image_dir,
+            n_samples=recapture,
+            seed=seed,
+            device=PartialState().device,
+        )
+        typer.echo(
+            f"{path}: samples {', '.join(map(str, again.samples))} captured again; the largest "
+            f"relative error is {again.largest_error:.1e}, {again.tolerance:.0e} is allowed"
+        )
 
 
 @app.command()

@@ -1,0 +1,149 @@
+"""Capturing samples of a finished store once more, and comparing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from capture.chunk import join_chunk, run_batch
+from capture.model import load_model, torch_dtype
+from capture.preparation import plan_batches, prepared_batches
+from capture.queries import Query
+from capture.run import make_recipe
+from capture.settings import CaptureSettings
+from capture.taps import Taps
+from llava_amber_activations.errors import ActivationsError
+from llava_amber_activations.store import (
+    ROW_TENSORS,
+    SAMPLE,
+    Chunk,
+    chunk_path,
+    read_recipe,
+    read_samples,
+    recipe_chunks,
+    vector_names,
+)
+
+# How far a vector may be from the stored one, relative to its norm: batches of other sizes and
+# other devices round differently, in the precision that the model computes in.
+_TOLERANCES = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}
+
+# What may differ between the machine that captured and the one that checks.
+_MAY_DIFFER = ("model", "benchmark", "queries_sha256", "versions", "transcoders_sha256", "pool")
+
+
+@dataclass(frozen=True)
+class Recaptured:
+    """What was compared: the samples, and the largest relative error of any vector."""
+
+    samples: list[int]
+    largest_error: float
+    tolerance: float
+
+
+def recapture(
+    store: Path,
+    *,
+    model: str,
+    image_dir: Path,
+    n_samples: int,
+    seed: int,
+    device: torch.device,
+    revision: str | None = None,
+) -> Recaptured:
+    """Capture `n_samples` random samples of a finished store again and compare every vector.
+
+    Raises:
+        ActivationsError: a picture is another one, the model is of another recipe, or a vector
+            differs by more than the model's precision explains.
+    """
+    recipe = read_recipe(store)
+    records = [record for record in read_samples(store) if record.n_rows]
+    drawn = np.random.default_rng(seed).choice(
+        len(records), size=min(n_samples, len(records)), replace=False
+    )
+    chosen = [records[index] for index in sorted(drawn.tolist())]
+    settings = CaptureSettings(
+        model=model,
+        dataset=Path(recipe.benchmark or ""),
+        image_dir=image_dir,
+        output_dir=store,
+        n_targets=recipe.n_targets,
+        positions=recipe.positions or "last",
+        sample_positions=recipe.sample_positions,
+        seed=recipe.seed or 0,
+        max_new_tokens=recipe.max_new_tokens,
+        x_site=recipe.x_site or "resid_mid",
+        dtype=recipe.dtype,
+        store_dtype=recipe.store_dtype,
+        chunk_samples=recipe.chunk_samples,
+        revision=revision or recipe.revision,
+    )
+    dtype = recipe.dtype or recipe.store_dtype
+    loaded = load_model(model, dtype=dtype, device=device, revision=settings.revision)
+    found = make_recipe(settings, loaded, dtype, recipe.n_samples, recipe.queries_sha256 or "")
+    same = {name: getattr(found, name) for name in _MAY_DIFFER}
+    differences = replace(recipe, **same).differences(found)
+    if differences:
+        raise ActivationsError(
+            f"{model} cannot recapture {store}: its recipe differs in {', '.join(differences)}"
+        )
+    tolerance = _TOLERANCES[dtype]
+    largest = 0.0
+    with Taps(loaded.decoder, settings.x_site, torch_dtype(recipe.store_dtype)) as taps:
+        for record in chosen:
+            query = Query(record.sample, record.id, record.image, record.query)
+            prepared = prepared_batches(
+                plan_batches(0, [query], loaded.processor, 1),
+                loaded.processor,
+                image_dir,
+                for_generation=settings.response_tokens is not None,
+                num_workers=0,
+            )
+            batch = run_batch(next(prepared), loaded, taps, settings, {})
+            if batch.prepared.digests[record.sample] != record.image_sha256:
+                raise ActivationsError(
+                    f"the image {record.image} of sample {record.sample} in {image_dir} is not the "
+                    "one that was captured: its SHA-256 differs"
+                )
+            tensors, _ = join_chunk([query], [batch], loaded, torch_dtype(recipe.store_dtype))
+            stored = _stored_rows(store, record.sample)
+            largest = max(largest, _compare(tensors, stored, record.sample, tolerance))
+    return Recaptured([record.sample for record in chosen], largest, tolerance)
+
+
+def _stored_rows(store: Path, sample: int) -> dict[str, torch.Tensor]:
+    """Return a sample's rows of every tensor of a store."""
+    recipe = read_recipe(store)
+    chunks = recipe_chunks(recipe)
+    number = next(number for number, samples in enumerate(chunks) if sample in samples)
+    chunk = Chunk(chunk_path(store, number))
+    own = (chunk.rows(SAMPLE) == sample).nonzero()[:, 0]
+    start, stop = int(own[0]), int(own[-1]) + 1
+    names = (*ROW_TENSORS, *vector_names(recipe.n_layers))
+    return {name: chunk.rows(name, start, stop) for name in names}
+
+
+def _compare(
+    found: dict[str, torch.Tensor], stored: dict[str, torch.Tensor], sample: int, tolerance: float
+) -> float:
+    """Return the largest relative error of a sample's vectors."""
+    largest = 0.0
+    for name, tensor in stored.items():
+        if name in ROW_TENSORS:
+            if not torch.equal(tensor, found[name]):
+                raise ActivationsError(f"{name} of sample {sample} is not the stored one")
+            continue
+        exact = tensor.double()
+        norm = exact.norm().clamp_min(torch.finfo(torch.float32).tiny)
+        error = float((found[name].double() - exact).norm() / norm)
+        if error > tolerance:
+            raise ActivationsError(
+                f"{name} of sample {sample} differs from the stored one by {error:.1e} of its "
+                f"norm, more than {tolerance:.0e}: the store is not of this model"
+            )
+        largest = max(largest, error)
+    return largest

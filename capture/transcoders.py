@@ -1,0 +1,132 @@
+"""Features of trained transcoders: `relu(enc(x))` of every layer, pooled over a sample's rows.
+
+    DIR/transcoder_L0.pt …   {'state_dict': {'enc.0.weight': [H], 'enc.0.bias': [H],      LayerNorm
+                                             'enc.1.weight': [F, H], 'enc.1.bias': [F],   Linear
+                                             'dec.…': …}}
+
+as the original project's trainer writes them; keys may stand behind `_orig_mod.`, which a compiled
+module adds. Only the encoder is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+
+from llava_amber_activations.errors import ActivationsError
+from llava_amber_activations.files import sha256_of
+
+POOLS = ("max", "mean", "last")
+_FILE = re.compile(r"transcoder_L(\d+)\.pt")
+_KEYS = ("enc.0.weight", "enc.0.bias", "enc.1.weight", "enc.1.bias")
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """One layer's encoder: LayerNorm's weight and bias [H], Linear's weight [F, H] and bias [F]."""
+
+    norm_weight: torch.Tensor
+    norm_bias: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """Return `relu(enc(x))` of [rows, H]: [rows, F] in float32."""
+        width = (x.shape[1],)
+        normed = functional.layer_norm(x.float(), width, self.norm_weight, self.norm_bias)
+        return functional.relu(functional.linear(normed, self.weight, self.bias))
+
+
+def load_encoders(
+    folder: Path, n_layers: int, hidden_size: int, device: torch.device
+) -> dict[int, Encoder]:
+    """Load the encoder of every layer that a folder has a checkpoint of.
+
+    Raises:
+        ActivationsError: there is none, one cannot be read or would execute code, does not fit the
+            model, or they differ in their number of features.
+    """
+    found = (_FILE.fullmatch(path.name) for path in folder.iterdir()) if folder.is_dir() else ()
+    layers = sorted(int(match[1]) for match in found if match)
+    if not layers:
+        raise ActivationsError(f"{folder} holds no transcoder_L*.pt: give the trainer's folder")
+    if layers[-1] >= n_layers:
+        raise ActivationsError(
+            f"{folder} has a transcoder of layer {layers[-1]}, and the model {n_layers} layers"
+        )
+    encoders = {
+        layer: _load(folder / f"transcoder_L{layer}.pt", hidden_size, device) for layer in layers
+    }
+    sizes = {encoder.weight.shape[0] for encoder in encoders.values()}
+    if len(sizes) > 1:
+        raise ActivationsError(
+            f"the transcoders in {folder} have {sorted(sizes)} features: all need as many"
+        )
+    return encoders
+
+
+def checkpoints_sha256(folder: Path | None) -> str | None:
+    """Return one checksum of all checkpoints in a folder; None where none are wanted."""
+    if folder is None:
+        return None
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("transcoder_L*.pt")):
+        digest.update(f"{path.name} {sha256_of(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def _load(path: Path, hidden_size: int, device: torch.device) -> Encoder:
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except pickle.UnpicklingError:
+        raise ActivationsError(
+            f"{path} holds more than tensors and was not loaded, because loading it could run code "
+            "of whoever wrote it: save the state_dict alone"
+        ) from None
+    except Exception as error:
+        # torch raises whatever the first wrong byte of a damaged file leads to.
+        raise ActivationsError(f"{path} is truncated or damaged ({error}): copy it again") from None
+    state = state.get("state_dict", state) if isinstance(state, dict) else {}
+    tensors = {name.removeprefix("_orig_mod."): tensor for name, tensor in state.items()}
+    missing = [key for key in _KEYS if not isinstance(tensors.get(key), torch.Tensor)]
+    if missing:
+        raise ActivationsError(f"{path} lacks {missing[0]}: it is not a transcoder's checkpoint")
+    encoder = Encoder(*(tensors[key].float() for key in _KEYS))
+    n_features = encoder.weight.shape[0]
+    shapes = ((hidden_size,), (hidden_size,), (n_features, hidden_size), (n_features,))
+    for key, shape in zip(_KEYS, shapes, strict=True):
+        if tensors[key].shape != shape:
+            raise ActivationsError(
+                f"{key} of {path} has the shape {list(tensors[key].shape)}, not {list(shape)}: "
+                "it was trained for another model"
+            )
+    return encoder
+
+
+def pool(features: torch.Tensor, element: torch.Tensor, n_elements: int, how: str) -> torch.Tensor:
+    """Pool rows into elements.
+
+    Args:
+        features: [rows, F].
+        element: int64 [rows], ascending: whose row each one is.
+        how: `max`, `mean` or `last` of an element's rows.
+
+    Returns:
+        [n_elements, F]; zeros for an element without rows.
+    """
+    pooled = features.new_zeros(n_elements, features.shape[1])
+    if how == "last":
+        # Only the last rows: which of several writes to one place stays is not promised.
+        is_last = torch.ones_like(element, dtype=torch.bool)
+        is_last[:-1] = element[1:] != element[:-1]
+        pooled[element[is_last]] = features[is_last]
+        return pooled
+    index = element[:, None].expand_as(features)
+    reduce = {"max": "amax", "mean": "mean"}[how]
+    return pooled.scatter_reduce(0, index, features, reduce, include_self=False)

@@ -1,0 +1,151 @@
+"""Features of trained transcoders: against a module run by hand, pooled, built and exported."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from datasets import load_dataset
+from safetensors.torch import load_file
+from torch import nn
+
+from builder.build import build
+from builder.export import export
+from builder.verify import verify
+from capture.transcoders import pool
+from llava_amber_activations import ActivationsError
+
+N_FEATURES = 48
+
+
+class Transcoder(nn.Module):
+    """As the original trainer has it."""
+
+    def __init__(self, n_targets):
+        super().__init__()
+        self.enc = nn.Sequential(nn.LayerNorm(64), nn.Linear(64, N_FEATURES))
+        self.dec = nn.ModuleList(nn.Linear(N_FEATURES, 64) for _ in range(n_targets))
+
+
+@pytest.fixture(scope="module")
+def transcoders():
+    torch.manual_seed(0)
+    modules = {layer: Transcoder(min(16, 31 - layer)) for layer in range(31)}
+    for module in modules.values():
+        nn.init.normal_(module.enc[0].weight)
+        nn.init.normal_(module.enc[0].bias)
+    return modules
+
+
+@pytest.fixture(scope="module")
+def checkpoints(transcoders, tmp_path_factory):
+    """Every layer's checkpoint; the odd ones as a compiled module saves them."""
+    folder = tmp_path_factory.mktemp("transcoders")
+    for layer, module in transcoders.items():
+        state = module.state_dict()
+        if layer % 2:
+            state = {f"_orig_mod.{name}": tensor for name, tensor in state.items()}
+        torch.save({"state_dict": state, "epoch": 3}, folder / f"transcoder_L{layer}.pt")
+    return folder
+
+
+def expected_features(transcoders, store, how):
+    """Each layer's features of each sample, from the store's own x by the modules themselves."""
+    chunks = [load_file(path) for path in sorted((store / "chunks").iterdir())]
+    sample = torch.cat([chunk["sample"] for chunk in chunks])
+    found = {}
+    for layer, module in transcoders.items():
+        x = torch.cat([chunk[f"x_{layer:02d}"] for chunk in chunks])
+        with torch.no_grad():
+            features = torch.relu(module.enc(x))
+        rows = [features[sample == number] for number in sample.unique()]
+        pooled = {"max": lambda r: r.amax(0), "mean": lambda r: r.mean(0), "last": lambda r: r[-1]}
+        found[layer] = torch.stack([pooled[how](each) for each in rows])
+    return found
+
+
+@pytest.mark.parametrize("how", ["max", "mean", "last"])
+def test_features_end_to_end(make_store, transcoders, checkpoints, tmp_path, how):
+    """capture → build → load_dataset → sample_0000.pt, each equal to the modules' own."""
+    store = make_store(tmp_path / "store", positions="all", transcoders=checkpoints, pool=how)
+    expected = expected_features(transcoders, store, how)
+    build(store, tmp_path / "dataset")
+    assert verify(tmp_path / "dataset").n_files > 60
+    splits = load_dataset(str(tmp_path / "dataset"), "clt_features")
+    assert list(splits) == [f"L{layer}" for layer in range(31)]
+    for layer in (0, 7, 30):
+        rows = splits[f"L{layer}"].with_format("torch")[:]
+        assert rows["sample"].tolist() == list(range(8))
+        assert torch.allclose(rows["features"], expected[layer], rtol=1e-4, atol=1e-5)
+        assert (rows["features"] > 0).any() and (rows["features"] == 0).any()
+    export(tmp_path / "dataset", tmp_path / "pt", layout="samples")
+    value = torch.load(tmp_path / "pt" / "sample_0003.pt", weights_only=True)
+    assert list(value["activations"]) == list(range(31))
+    for layer, features in value["activations"].items():
+        assert features.shape == (N_FEATURES,)
+        assert torch.allclose(features, expected[layer][3], rtol=1e-4, atol=1e-5)
+
+
+def test_skipped_samples_have_no_features(make_store, checkpoints, image_dir, tmp_path):
+    images = tmp_path / "images"
+    shutil.copytree(image_dir, images)
+    for number in (2, 4, 5, 6):  # all of the second chunk
+        (images / f"AMBER_{number}.jpg").write_bytes(b"broken")
+    store = make_store(
+        tmp_path / "store", image_dir=images, on_error="skip", transcoders=checkpoints
+    )
+    build(store, tmp_path / "dataset")
+    split = load_dataset(str(tmp_path / "dataset"), "clt_features", split="L4")
+    assert split["sample"][:] == [0, 2, 6, 7]
+
+
+def test_the_recipe_names_the_checkpoints(make_store, checkpoints, tmp_path):
+    """Other checkpoints, or another pooling, into the same store are refused."""
+    store = make_store(tmp_path / "store", transcoders=checkpoints)
+    assert len(json.loads((store / "capture.json").read_text())["transcoders_sha256"]) == 64
+    other = tmp_path / "other"
+    shutil.copytree(checkpoints, other)
+    (other / "transcoder_L3.pt").unlink()
+    for options in ({"transcoders": other}, {"transcoders": checkpoints, "pool": "mean"}, {}):
+        with pytest.raises(ActivationsError, match=r"another recipe: (transcoders_sha256|pool)"):
+            make_store(store, **options)
+
+
+class Hostile:
+    def __reduce__(self):
+        import os
+
+        return os.mkdir, ("executed",)
+
+
+def test_bad_checkpoints(make_store, checkpoints, tmp_path):
+    folder = tmp_path / "bad"
+    folder.mkdir()
+
+    def refused(match):
+        with pytest.raises(ActivationsError, match=match):
+            make_store(tmp_path / "store", transcoders=folder)
+        assert not (tmp_path / "store").exists()
+
+    refused("holds no transcoder_L")
+    path = folder / "transcoder_L0.pt"
+    torch.save({"state_dict": Hostile()}, path)
+    refused(r"transcoder_L0\.pt holds more than tensors")
+    path.write_bytes((checkpoints / path.name).read_bytes()[:-50])
+    refused(r"transcoder_L0\.pt is truncated")
+    torch.save({"state_dict": {"enc.0.weight": torch.ones(64)}}, path)
+    refused(r"transcoder_L0\.pt lacks enc\.0\.bias")
+    wrong = nn.Sequential(nn.LayerNorm(32), nn.Linear(32, 8))
+    torch.save({f"enc.{name}": tensor for name, tensor in wrong.state_dict().items()}, path)
+    refused(r"enc\.0\.weight .* has the shape \[32\], not \[64\]")
+    path.unlink()
+    shutil.copy(checkpoints / "transcoder_L0.pt", folder / "transcoder_L40.pt")
+    refused("transcoder of layer 40, and the model 32 layers")
+
+
+def test_pooling_of_elements_without_rows():
+    features = torch.tensor([[1.0, -2.0], [3.0, -4.0], [5.0, 6.0]])
+    element = torch.tensor([0, 0, 2])
+    assert pool(features, element, 3, "max").tolist() == [[3, -2], [0, 0], [5, 6]]
+    assert pool(features, element, 3, "mean").tolist() == [[2, -3], [0, 0], [5, 6]]
+    assert pool(features, element, 3, "last").tolist() == [[3, -4], [0, 0], [5, 6]]
