@@ -1,8 +1,10 @@
 """Interrupted captures: killed at any moment and run again, the store is the undisturbed one."""
 
+import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -124,3 +126,62 @@ def test_truncated_chunk_is_refused(make_store, tmp_path):
     make_store(store)
     make_store(whole)
     assert files_of(store) == files_of(whole)
+
+
+def unused_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start_ranks(command):
+    """Start two processes as a launcher does."""
+    port = str(unused_port())
+    launcher = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [
+        subprocess.Popen(
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, **launcher, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+
+
+def test_a_rank_killed_ten_times(tiny_llava, image_dir, make_store, tmp_path):
+    """One rank dies in the middle, ten times, the other goes on; completed, the store is whole."""
+    entries = [
+        {"id": number, "image": f"AMBER_{number % 8 + 1}.jpg", "query": f"Number {number}?"}
+        for number in range(40)
+    ]
+    queries = tmp_path / "queries.json"
+    queries.write_text(json.dumps(entries))
+    store = tmp_path / "store"
+    command = [
+        *(sys.executable, "-m", "capture", "--model", str(tiny_llava), "--dataset", str(queries)),
+        *("--image-dir", str(image_dir), "--output-dir", str(store)),
+        *("--positions", "all", "--chunk-samples", "1", "--batch-size", "1"),
+    ]
+    generator = random.Random(0)
+    killed = 0
+    for _ in range(10):
+        before = len(list(store.glob("chunks/chunk-*")))
+        ranks = start_ranks(command)
+        victim = ranks[generator.randrange(2)]
+        wanted = before + generator.randrange(1, 4)
+        while victim.poll() is None and len(list(store.glob("chunks/chunk-*"))) < wanted:
+            time.sleep(0.002)
+        killed += victim.poll() is None
+        victim.kill()
+        # The other one finishes its own chunks, but is not always left the time to.
+        time.sleep(generator.uniform(0, 0.3))
+        for process in ranks:
+            process.kill()
+            process.wait()
+    assert killed > 5, "the ranks must die while they work"
+    subprocess.run(command, check=True, capture_output=True)
+    one = make_store(
+        tmp_path / "one", dataset=queries, positions="all", chunk_samples=1, batch_size=1
+    )
+    assert files_of(store) == files_of(one)
