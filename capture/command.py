@@ -15,12 +15,23 @@ from llava_amber_activations.recipe import DType, Pool, Positions, XSite
 def capture_command(
     model: Annotated[str, typer.Option(help="Model: an id on the Hub, or a folder.")],
     dataset: Annotated[
-        Path, typer.Option(help='Query file: [{"id": 1, "image": "1.jpg", "query": "…"}, …].')
+        str,
+        typer.Option(
+            help='Query file, [{"id": 1, "image": "1.jpg", "query": "…"}, …] or JSON lines of the '
+            "same; or hf:NAME, a dataset with pictures in it."
+        ),
     ],
-    image_dir: Annotated[Path, typer.Option(help="Folder that holds the pictures.")],
     output_dir: Annotated[
         Path, typer.Option(help="Capture store to begin, to go on with, or to finish.")
     ],
+    image_dir: Annotated[
+        Path | None, typer.Option(help="Folder that holds the query file's pictures.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="With hf:NAME: the split. [default: the first]")
+    ] = None,
+    image_column: Annotated[str, typer.Option(help="With hf:NAME: the pictures.")] = "image",
+    query_column: Annotated[str, typer.Option(help="With hf:NAME: the queries.")] = "query",
     n_targets: Annotated[
         int, typer.Option(min=1, help="MLP outputs that `build` gives each layer as targets.")
     ] = DEFAULT_N_TARGETS,
@@ -98,6 +109,9 @@ def capture_command(
         model=model,
         dataset=dataset,
         image_dir=image_dir,
+        split=split,
+        image_column=image_column,
+        query_column=query_column,
         output_dir=output_dir,
         n_targets=n_targets,
         positions=positions,

@@ -2,42 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
-from capture.queries import Query, image_path, unreadable_image
+from capture.pictures import Picture
+from capture.queries import Query
 
 QUERY_PLACEHOLDER = "{query}"
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A decoded picture, RGB, and the SHA-256 of its file."""
-
-    image: Image.Image
-    sha256: str
-
-
-def read_picture(image_dir: Path, query: Query) -> Picture:
-    """Read a sample's picture.
-
-    Raises:
-        ActivationsError: it is missing, outside the folder, or cannot be decoded.
-    """
-    path = image_path(image_dir, query)
-    try:
-        content = path.read_bytes()
-        image = Image.open(io.BytesIO(content)).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise unreadable_image(path, query, error) from None
-    return Picture(image, hashlib.sha256(content).hexdigest())
 
 
 def render_prompt(processor: Any, query: str) -> str:

@@ -13,6 +13,7 @@ import torch
 
 from capture.chunk import CapturedBatch, join_chunk, join_features, run_batch
 from capture.model import CaptureModel
+from capture.pictures import PictureSource
 from capture.preparation import plan_batches, prepared_batches
 from capture.queries import Query
 from capture.settings import CaptureSettings
@@ -30,6 +31,7 @@ _MOST_WORKERS = 8
 def make_chunks(
     store: Path,
     todo: Mapping[int, Sequence[Query]],
+    source: PictureSource,
     model: CaptureModel,
     settings: CaptureSettings,
     encoders: Mapping[int, Encoder],
@@ -43,6 +45,7 @@ def make_chunks(
 
     Args:
         todo: the queries of each chunk to make.
+        source: of their pictures.
         encoders: of each layer whose features are wanted.
         dtype: of the store's vectors.
         on_samples: called with the number of samples done, or less than none for a chunk that is
@@ -60,7 +63,9 @@ def make_chunks(
         while remaining:
             counted = 0
             try:
-                for number, batches in _captured(remaining, model, taps, settings, encoders, size):
+                for number, batches in _captured(
+                    remaining, source, model, taps, settings, encoders, size
+                ):
                     held: list[CapturedBatch] = []
                     for batch in batches:
                         held.append(batch)
@@ -85,6 +90,7 @@ def make_chunks(
 
 def _captured(
     todo: Mapping[int, Sequence[Query]],
+    source: PictureSource,
     model: CaptureModel,
     taps: Taps,
     settings: CaptureSettings,
@@ -100,7 +106,7 @@ def _captured(
     prepared = prepared_batches(
         plans,
         model.processor,
-        settings.image_dir,
+        source,
         for_generation=settings.response_tokens is not None,
         num_workers=_num_workers(settings, model.device),
     )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from capture.inputs import Picture, make_inputs, read_picture, render_prompt
+from capture.inputs import make_inputs, render_prompt
+from capture.pictures import Picture, PictureSource, read_picture
 from capture.queries import Query
 from llava_amber_activations.errors import ActivationsError
 
@@ -65,12 +65,12 @@ class _Preparation(Dataset[PreparedBatch]):
         self,
         plans: Sequence[PlannedBatch],
         processor: Any,
-        image_dir: Path,
+        source: PictureSource,
         for_generation: bool,
     ) -> None:
         self._plans = plans
         self._processor = processor
-        self._image_dir = image_dir
+        self._source = source
         self._for_generation = for_generation
 
     def __len__(self) -> int:
@@ -82,7 +82,7 @@ class _Preparation(Dataset[PreparedBatch]):
         skipped: dict[int, str] = {}
         for query in plan.queries:
             try:
-                pictures[query] = read_picture(self._image_dir, query)
+                pictures[query] = read_picture(self._source, query)
             except ActivationsError as error:
                 skipped[query.sample] = str(error)
         if not pictures:
@@ -105,14 +105,14 @@ class _Preparation(Dataset[PreparedBatch]):
 def prepared_batches(
     plans: Sequence[PlannedBatch],
     processor: Any,
-    image_dir: Path,
+    source: PictureSource,
     *,
     for_generation: bool,
     num_workers: int,
 ) -> Iterator[PreparedBatch]:
     """Yield the batches in order, each prepared while those before it are in the model."""
     loader = DataLoader(
-        _Preparation(plans, processor, image_dir, for_generation),
+        _Preparation(plans, processor, source, for_generation),
         batch_size=None,
         num_workers=num_workers,
         # Not forked: the model's threads, and a GPU's context, do not survive a fork.

@@ -1,14 +1,12 @@
-"""The query file of a benchmark, and the pictures that it names."""
+"""The query file of a benchmark."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
-
-from PIL import Image, UnidentifiedImageError
 
 from llava_amber_activations.errors import ActivationsError
 
@@ -75,51 +73,3 @@ def _query(sample: int, entry: Any, path: Path) -> Query:
     if not -_INT32_MAX <= entry["id"] <= _INT32_MAX:
         raise ActivationsError(f"'id' of {where} is {entry['id']}, which is no 32-bit integer")
     return Query(sample, entry["id"], entry["image"], entry["query"])
-
-
-def image_path(image_dir: Path, query: Query) -> Path:
-    """Return the path of a sample's picture, inside `image_dir`.
-
-    The check is on the name alone: a query file comes from elsewhere and must not choose a path,
-    but a link that the user has put into the folder may point wherever they like.
-
-    Raises:
-        ActivationsError: the name is absolute, or climbs out of the folder.
-    """
-    for flavour in (PurePosixPath(query.image), PureWindowsPath(query.image)):
-        if flavour.is_absolute() or flavour.drive or ".." in flavour.parts or not flavour.parts:
-            raise ActivationsError(
-                f"the image '{query.image}' of sample {query.sample} leaves the image folder "
-                f"{image_dir}: name pictures by their path inside it"
-            )
-    return image_dir / query.image
-
-
-def check_images(queries: list[Query], image_dir: Path) -> None:
-    """Check that every picture is there and is a picture, by its header, before hours are spent.
-
-    Raises:
-        ActivationsError: the first picture that is missing, outside the folder or unreadable.
-    """
-    if not image_dir.is_dir():
-        raise ActivationsError(f"the image folder {image_dir} does not exist")
-    checked: set[str] = set()
-    for query in queries:
-        if query.image in checked:
-            continue
-        path = image_path(image_dir, query)
-        try:
-            with Image.open(path):
-                checked.add(query.image)
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            raise unreadable_image(path, query, error) from None
-
-
-def unreadable_image(path: Path, query: Query, error: Exception) -> ActivationsError:
-    """Say that a picture is missing or cannot be read, and what to do."""
-    missing = isinstance(error, FileNotFoundError)
-    reason = "is missing" if missing else "cannot be read as a picture"
-    return ActivationsError(
-        f"the image {path} of sample {query.sample} {reason}: "
-        "put it there, or leave the sample out with --on-error skip"
-    )

@@ -10,6 +10,7 @@ import torch
 
 from capture.chunk import join_chunk, run_batch
 from capture.model import load_model, torch_dtype
+from capture.pictures import FolderPictures
 from capture.preparation import plan_batches, prepared_batches
 from capture.queries import Query
 from capture.run import make_recipe
@@ -68,7 +69,7 @@ def recapture(
     chosen = [records[index] for index in sorted(drawn.tolist())]
     settings = CaptureSettings(
         model=model,
-        dataset=Path(recipe.benchmark or ""),
+        dataset=recipe.benchmark or "",
         image_dir=image_dir,
         output_dir=store,
         n_targets=recipe.n_targets,
@@ -99,7 +100,7 @@ def recapture(
             prepared = prepared_batches(
                 plan_batches(0, [query], loaded.processor, 1),
                 loaded.processor,
-                image_dir,
+                FolderPictures(image_dir),
                 for_generation=settings.response_tokens is not None,
                 num_workers=0,
             )

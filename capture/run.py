@@ -9,10 +9,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from capture.hf_dataset import PREFIX as HF_PREFIX
+from capture.hf_dataset import read_dataset
 from capture.inputs import QUERY_PLACEHOLDER, render_prompt
 from capture.model import CaptureModel, default_dtype, load_model, torch_dtype
+from capture.pictures import FolderPictures, PictureSource, check_images
 from capture.pipeline import make_chunks
-from capture.queries import check_images, read_queries
+from capture.queries import Query, read_queries
 from capture.settings import CaptureSettings
 from capture.transcoders import checkpoints_sha256, load_encoders
 from llava_amber_activations.errors import ActivationsError
@@ -63,11 +66,7 @@ def capture(
     Raises:
         ActivationsError: any input is unusable, or the store holds something else.
     """
-    queries, queries_sha256 = read_queries(settings.dataset, settings.max_samples)
-    if settings.on_error == "stop":
-        check_images(queries, settings.image_dir)
-    elif not settings.image_dir.is_dir():
-        raise ActivationsError(f"the image folder {settings.image_dir} does not exist")
+    queries, queries_sha256, source = read_input(settings)
     store = settings.output_dir
     if not is_store(store) and not is_empty_or_missing(store):
         raise ActivationsError(
@@ -96,10 +95,40 @@ def capture(
         total=sum(map(len, todo.values())), unit=" samples", desc="capture", disable=rank != 0
     ) as progress:
         kept = torch_dtype(recipe.store_dtype)
-        make_chunks(store, todo, model, settings, encoders, kept, progress.update)
+        make_chunks(store, todo, source, model, settings, encoders, kept, progress.update)
     complete = not missing_chunks(store, recipe)
     records = finish_store(store, recipe) if complete else None
     return CaptureResult(len(todo), len(chunks), records)
+
+
+def read_input(settings: CaptureSettings) -> tuple[list[Query], str, PictureSource]:
+    """Read the queries, and check the pictures as far as that is quickly done.
+
+    Returns:
+        The queries, their checksum, and where their pictures are.
+
+    Raises:
+        ActivationsError: either is unusable.
+    """
+    name = str(settings.dataset)
+    if name.startswith(HF_PREFIX):
+        return read_dataset(
+            name.removeprefix(HF_PREFIX),
+            settings.split,
+            settings.image_column,
+            settings.query_column,
+            settings.max_samples,
+        )
+    if settings.image_dir is None:
+        raise ActivationsError(
+            f"the query file {name} needs --image-dir, the folder of its pictures"
+        )
+    queries, checksum = read_queries(Path(name), settings.max_samples)
+    if settings.on_error == "stop":
+        check_images(queries, settings.image_dir)
+    elif not settings.image_dir.is_dir():
+        raise ActivationsError(f"the image folder {settings.image_dir} does not exist")
+    return queries, checksum, FolderPictures(settings.image_dir)
 
 
 def finish_store(store: Path, recipe: Recipe) -> list[SampleRecord]:
@@ -146,13 +175,18 @@ def make_recipe(
         n_layers=n_layers,
         hidden_size=model.decoder.hidden_size,
         n_targets=settings.n_targets,
-        benchmark=settings.dataset.name,
+        benchmark=_benchmark(settings),
         queries_sha256=queries_sha256,
         n_samples=n_samples,
         chunk_samples=chunk_samples,
         image_processor=model.image_processor,
         versions={name: version(name) for name in _VERSIONS_THAT_DECIDE_VALUES},
     )
+
+
+def _benchmark(settings: CaptureSettings) -> str:
+    name = str(settings.dataset)
+    return name if name.startswith(HF_PREFIX) else Path(name).name
 
 
 def adopt_recipe(store: Path, recipe: Recipe) -> None:

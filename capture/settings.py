@@ -15,13 +15,16 @@ class CaptureSettings:
     """What a capture was asked to do; the fields are the options of `llava-amber capture`.
 
     Attributes:
+        dataset: a query file, or `hf:` and the name of a dataset.
+        image_dir: folder of the pictures; None where a dataset holds them.
+        split, image_column, query_column: of a dataset.
         batch_size: samples in a forward pass; None finds the most that fit.
         num_workers: processes that read pictures ahead; None lets the device decide.
     """
 
     model: str
-    dataset: Path
-    image_dir: Path
+    dataset: str | Path
+    image_dir: Path | None
     output_dir: Path
     n_targets: int = DEFAULT_N_TARGETS
     positions: str = "last"
@@ -35,6 +38,9 @@ class CaptureSettings:
     store_dtype: str | None = None
     batch_size: int | None = 8
     num_workers: int | None = None
+    split: str | None = None
+    image_column: str = "image"
+    query_column: str = "query"
     max_samples: int | None = None
     chunk_samples: int | None = None
     on_error: str = "stop"

@@ -29,8 +29,9 @@ import torch
 import transformers
 from PIL import Image
 
-from capture.inputs import make_inputs, read_picture
+from capture.inputs import make_inputs
 from capture.model import CaptureModel, load_model
+from capture.pictures import FolderPictures, read_picture
 from capture.pipeline import make_chunks
 from capture.queries import read_queries
 from capture.run import adopt_recipe, finish_store, make_recipe
@@ -66,7 +67,7 @@ def bare(model: CaptureModel, dataset: Path, images: Path) -> Callable[[], None]
     batches = []
     for start in range(0, len(queries), BATCH_SIZE):
         part = queries[start : start + BATCH_SIZE]
-        pictures = [read_picture(images, query) for query in part]
+        pictures = [read_picture(FolderPictures(images), query) for query in part]
         batches.append(make_inputs(model.processor, part, pictures))
 
     @torch.inference_mode()
@@ -98,7 +99,9 @@ def plain(
 
         handles = [layer.mlp.register_forward_hook(keep(n)) for n, layer in enumerate(layers)]
         for batch, query in enumerate(queries):
-            inputs = make_inputs(model.processor, [query], [read_picture(images, query)])
+            inputs = make_inputs(
+                model.processor, [query], [read_picture(FolderPictures(images), query)]
+            )
             model.whole(**inputs)
             kept = slice(-1, None) if positions == "last" else slice(None)
             for number in range(len(layers) - 1):
@@ -138,7 +141,16 @@ def ours(
         adopt_recipe(out, recipe)
         chunks = enumerate(recipe_chunks(recipe))
         todo = {number: [queries[sample] for sample in samples] for number, samples in chunks}
-        make_chunks(out, todo, model, settings, {}, torch.float32, lambda n_samples: None)
+        make_chunks(
+            out,
+            todo,
+            FolderPictures(images),
+            model,
+            settings,
+            {},
+            torch.float32,
+            lambda n_samples: None,
+        )
         finish_store(out, recipe)
 
     return run

@@ -97,7 +97,11 @@ def imports_of(folder):
 
 
 def test_packages_import_in_one_direction():
-    """capture and builder know the ground, not each other; the ground knows neither."""
+    """capture and builder know the ground, not each other; the ground knows neither.
+
+    `--dataset hf:NAME` alone brings `datasets` into a capture, when it is asked for.
+    """
+    allowed = ("capture/hf_dataset.py", "datasets")
     for folder, forbidden in (
         ("capture", {"datasets", "builder", "pyarrow"}),
         ("builder", {"capture"}),
@@ -108,4 +112,4 @@ def test_packages_import_in_one_direction():
             for path, name in imports_of(folder)
             if name in forbidden and "cli" not in path.parts
         ]
-        assert found == []
+        assert [each for each in found if each != allowed] == []

@@ -1,0 +1,115 @@
+"""Queries and pictures out of a dataset of the Hub, or of a folder that `datasets` opens.
+
+The one place where a capture needs `datasets`, and only when it is asked for one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from capture.queries import Query
+from llava_amber_activations.errors import ActivationsError
+
+PREFIX = "hf:"
+
+
+@dataclass(frozen=True)
+class DatasetPictures:
+    """A column of pictures, read row by row as they are asked for.
+
+    Attributes:
+        dataset: name of the dataset.
+        split: of it.
+        column: that holds the pictures.
+    """
+
+    dataset: str
+    split: str
+    column: str
+
+    def content(self, query: Query) -> bytes:
+        """Return the bytes of the picture in the sample's row."""
+        value = _rows(self.dataset, self.split, self.column)[query.sample][self.column]
+        content = (value or {}).get("bytes")
+        if content is None:
+            path = (value or {}).get("path")
+            if path is None:
+                raise FileNotFoundError(self.name(query))
+            content = Path(path).read_bytes()
+        return bytes(content)
+
+    def name(self, query: Query) -> str:
+        """Return the row that the picture is in."""
+        return f"in column {self.column} of row {query.sample} of {self.dataset} ({self.split})"
+
+
+def read_dataset(
+    name: str,
+    split: str | None,
+    image_column: str,
+    query_column: str,
+    max_samples: int | None = None,
+) -> tuple[list[Query], str, DatasetPictures]:
+    """Read the queries of a dataset; its pictures are read when they are needed.
+
+    Args:
+        name: of the dataset, without `hf:`.
+        split: of it; the first that it has if None.
+
+    Returns:
+        The queries (whose id is the column `id` where that holds integers, else the row), one
+        checksum of them all, and where the pictures are.
+
+    Raises:
+        ActivationsError: the dataset cannot be opened, or lacks a column.
+    """
+    datasets = _datasets()
+    try:
+        split = split or datasets.get_dataset_split_names(name)[0]
+        rows = datasets.load_dataset(name, split=split)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ActivationsError(f"cannot open the dataset {name}: {reason}") from None
+    for column in (image_column, query_column):
+        if column not in rows.column_names:
+            raise ActivationsError(
+                f"the dataset {name} has no column {column!r}: it has {rows.column_names}; choose "
+                "with --image-column and --query-column"
+            )
+    if not isinstance(rows.features[image_column], datasets.Image):
+        raise ActivationsError(f"the column {image_column!r} of {name} does not hold pictures")
+    n_rows = len(rows) if max_samples is None else min(max_samples, len(rows))
+    if n_rows == 0:
+        raise ActivationsError(f"the dataset {name} is empty: there is nothing to capture")
+    texts = rows.select_columns([query_column])[:n_rows][query_column]
+    ids = range(n_rows)
+    if "id" in rows.column_names and rows.features["id"].dtype.startswith(("int", "uint")):
+        ids = rows.select_columns(["id"])[:n_rows]["id"]
+    queries = [
+        Query(sample, int(id_), f"{name}/{split}/{sample}", str(text))
+        for sample, (id_, text) in enumerate(zip(ids, texts, strict=True))
+    ]
+    digest = hashlib.sha256(json.dumps([[q.id, q.query] for q in queries]).encode()).hexdigest()
+    return queries, digest, DatasetPictures(name, split, image_column)
+
+
+@lru_cache(maxsize=1)
+def _rows(name: str, split: str, column: str) -> Any:
+    datasets = _datasets()
+    rows = datasets.load_dataset(name, split=split).select_columns([column])
+    return rows.cast_column(column, datasets.Image(decode=False))
+
+
+def _datasets() -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise ActivationsError(
+            "--dataset hf:NAME needs the package datasets: pip install datasets"
+        ) from None
+    return datasets

@@ -1,0 +1,115 @@
+"""The pictures of a benchmark: files in a folder, or a column of a dataset."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Protocol
+
+from PIL import Image, UnidentifiedImageError
+
+from capture.queries import Query
+from llava_amber_activations.errors import ActivationsError
+
+
+class PictureSource(Protocol):
+    """Where pictures are; sent to the processes that read them."""
+
+    def content(self, query: Query) -> bytes:
+        """Return the bytes of a sample's picture file.
+
+        Raises:
+            OSError: it is missing or cannot be read.
+            ActivationsError: the sample names none of this source.
+        """
+
+    def name(self, query: Query) -> str:
+        """Say which picture it is, for an error's sentence."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded picture, RGB, and the SHA-256 of its file."""
+
+    image: Image.Image
+    sha256: str
+
+
+@dataclass(frozen=True)
+class FolderPictures:
+    """Files in a folder, by their path inside it."""
+
+    folder: Path
+
+    def content(self, query: Query) -> bytes:
+        """Return the bytes of a sample's file."""
+        return image_path(self.folder, query).read_bytes()
+
+    def name(self, query: Query) -> str:
+        """Return the file's path."""
+        return str(self.folder / query.image)
+
+
+def read_picture(source: PictureSource, query: Query) -> Picture:
+    """Read and decode a sample's picture.
+
+    Raises:
+        ActivationsError: it is missing, outside the folder, or cannot be decoded.
+    """
+    try:
+        content = source.content(query)
+        image = Image.open(io.BytesIO(content)).convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise unreadable_image(source.name(query), query, error) from None
+    return Picture(image, hashlib.sha256(content).hexdigest())
+
+
+def image_path(image_dir: Path, query: Query) -> Path:
+    """Return the path of a sample's picture, inside `image_dir`.
+
+    The check is on the name alone: a query file comes from elsewhere and must not choose a path,
+    but a link that the user has put into the folder may point wherever they like.
+
+    Raises:
+        ActivationsError: the name is absolute, or climbs out of the folder.
+    """
+    for flavour in (PurePosixPath(query.image), PureWindowsPath(query.image)):
+        if flavour.is_absolute() or flavour.drive or ".." in flavour.parts or not flavour.parts:
+            raise ActivationsError(
+                f"the image '{query.image}' of sample {query.sample} leaves the image folder "
+                f"{image_dir}: name pictures by their path inside it"
+            )
+    return image_dir / query.image
+
+
+def check_images(queries: Sequence[Query], image_dir: Path) -> None:
+    """Check that every picture is there and is a picture, by its header, before hours are spent.
+
+    Raises:
+        ActivationsError: the first picture that is missing, outside the folder or unreadable.
+    """
+    if not image_dir.is_dir():
+        raise ActivationsError(f"the image folder {image_dir} does not exist")
+    checked: set[str] = set()
+    for query in queries:
+        if query.image in checked:
+            continue
+        path = image_path(image_dir, query)
+        try:
+            with Image.open(path):
+                checked.add(query.image)
+        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+            raise unreadable_image(str(path), query, error) from None
+
+
+def unreadable_image(name: str, query: Query, error: Exception) -> ActivationsError:
+    """Say that a picture is missing or cannot be read, and what to do."""
+    missing = isinstance(error, FileNotFoundError)
+    reason = "is missing" if missing else "cannot be read as a picture"
+    return ActivationsError(
+        f"the image {name} of sample {query.sample} {reason}: "
+        "put it there, or leave the sample out with --on-error skip"
+    )
