@@ -91,6 +91,10 @@ def capture_command(
     revision: Annotated[
         str | None, typer.Option(help="Branch, tag or commit of the model on the Hub.")
     ] = None,
+    device_map: Annotated[
+        Literal["auto"] | None,
+        typer.Option(help="Deal a model that no single GPU holds out to all of them."),
+    ] = None,
 ) -> None:
     """Run a model over a query file and keep its activations in a capture store.
 
@@ -129,6 +133,7 @@ def capture_command(
         chunk_samples=chunk_samples,
         on_error=on_error,
         revision=revision,
+        device_map=device_map,
     )
     # Without being told, accelerate takes the processes of a launch without a GPU for one each.
     state = PartialState(cpu=not torch.accelerator.is_available())

@@ -72,9 +72,18 @@ def default_dtype(device: torch.device) -> str:
 
 
 def load_model(
-    name: str, *, dtype: str, device: torch.device, revision: str | None = None
+    name: str,
+    *,
+    dtype: str,
+    device: torch.device,
+    revision: str | None = None,
+    device_map: str | None = None,
 ) -> CaptureModel:
     """Load `name` (a Hub id or a folder) and check that it can be captured.
+
+    Args:
+        device_map: "auto" deals the layers out to every device that this process sees, for a model
+            that no single one holds; `device` is then where the first of them is.
 
     Raises:
         ActivationsError: it cannot be loaded, has no chat template, or its layers are not those
@@ -83,7 +92,11 @@ def load_model(
     try:
         processor = AutoProcessor.from_pretrained(name, revision=revision)
         model = AutoModelForImageTextToText.from_pretrained(
-            name, revision=revision, dtype=torch_dtype(dtype), attn_implementation="sdpa"
+            name,
+            revision=revision,
+            dtype=torch_dtype(dtype),
+            attn_implementation="sdpa",
+            device_map=device_map,
         )
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())
@@ -91,11 +104,11 @@ def load_model(
             f"cannot load the model {name}: {reason}. Give a folder that holds a vision-language "
             "model and its processor, or a model id of the Hub"
         ) from None
-    return prepare_model(model, processor, device)
+    return prepare_model(model, processor, None if device_map else device)
 
 
-def prepare_model(model: Any, processor: Any, device: torch.device) -> CaptureModel:
-    """Check a loaded model and move it to `device`.
+def prepare_model(model: Any, processor: Any, device: torch.device | None) -> CaptureModel:
+    """Check a loaded model and move it to `device`; None leaves it where it is.
 
     Raises:
         ActivationsError: as `load_model`.
@@ -108,7 +121,11 @@ def prepare_model(model: Any, processor: Any, device: torch.device) -> CaptureMo
         raise ActivationsError(
             f"the config of {kind} names no image token: is it a LLaVA-type model?"
         )
-    model.eval().to(device)
+    model.eval()
+    if device is None:
+        device = model.get_input_embeddings().weight.device
+    else:
+        model.to(device)
     body = model.base_model
     if body is model:
         raise ActivationsError(f"{kind} does not keep its language-model head apart from its body")

@@ -73,7 +73,13 @@ def capture(
             f"{store} holds something that is not a capture store: give an empty or a new folder"
         )
     dtype = settings.dtype or default_dtype(device)
-    model = load_model(settings.model, dtype=dtype, device=device, revision=settings.revision)
+    model = load_model(
+        settings.model,
+        dtype=dtype,
+        device=device,
+        revision=settings.revision,
+        device_map=settings.device_map,
+    )
     recipe = make_recipe(settings, model, dtype, len(queries), queries_sha256)
     encoders = {}
     if settings.transcoders is not None:

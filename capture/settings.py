@@ -19,6 +19,7 @@ class CaptureSettings:
         image_dir: folder of the pictures; None where a dataset holds them.
         split, image_column, query_column: of a dataset.
         batch_size: samples in a forward pass; None finds the most that fit.
+        device_map: "auto" deals the model out to several devices.
         num_workers: processes that read pictures ahead; None lets the device decide.
     """
 
@@ -45,6 +46,7 @@ class CaptureSettings:
     chunk_samples: int | None = None
     on_error: str = "stop"
     revision: str | None = None
+    device_map: str | None = None
 
     @property
     def response_tokens(self) -> int | None:

@@ -82,3 +82,9 @@ def test_an_error_of_the_writer_is_not_lost(make_store, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         make_store(tmp_path / "store")
     assert not (tmp_path / "store" / "samples.jsonl").exists()
+
+
+def test_device_map(make_store, last_store, tmp_path):
+    """A model that accelerate places gives the same bytes; here every layer is on the CPU."""
+    store = make_store(tmp_path / "store", device_map="auto")
+    assert chunks_of(store) == chunks_of(last_store)
