@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
@@ -14,6 +13,7 @@ import pyarrow as pa
 import torch
 
 from builder.pt_files import check_values, read_targets, read_x, x_path, y_path
+from builder.spans import spans
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.kinds import NO_PATCH
 from llava_amber_activations.layers import LayerWindow, mlp_out_name, x_name
@@ -108,15 +108,10 @@ class LayersRows:
         """Read a vector of some rows: [rows, H]."""
         kind, _, number = name.rpartition("_")
         parts = []
-        start = rows.start
-        while start < rows.stop:
-            batch = bisect_right(self._starts, start) - 1
-            offset = self._starts[batch]
-            stop = min(rows.stop, self._starts[batch + 1])
+        for batch, start, stop in spans(self._starts, rows):
             tensor = self._tensor(kind, int(number), batch)
-            flat = tensor.reshape(-1, self._contents.width)[start - offset : stop - offset]
+            flat = tensor.reshape(-1, self._contents.width)[start:stop]
             parts.append(flat.to(getattr(torch, self._contents.dtype)).numpy())
-            start = stop
         return np.concatenate(parts)
 
     def _tensor(self, kind: str, number: int, batch: int) -> torch.Tensor:

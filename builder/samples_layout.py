@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -13,6 +12,7 @@ import pyarrow as pa
 import torch
 
 from builder.pt_files import check_values, read_sample, sample_path
+from builder.spans import spans
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.schema import SAMPLE, Vectors
 
@@ -69,14 +69,10 @@ class SamplesRows:
         """Read the features of some rows: [rows, F]."""
         dtype = getattr(torch, self._contents.dtype)
         parts = []
-        start = rows.start
-        while start < rows.stop:
-            index = bisect_right(self._starts, start) - 1
-            offset, stop = self._starts[index], min(rows.stop, self._starts[index + 1])
+        for index, start, stop in spans(self._starts, rows):
             path = sample_path(self._contents.folder, self._contents.samples[index])
-            tensor = read_sample(path)[self._layer][start - offset : stop - offset]
+            tensor = read_sample(path)[self._layer][start:stop]
             parts.append(tensor.to(dtype).numpy())
-            start = stop
         return np.concatenate(parts)
 
     def leading(self, rows: range) -> dict[str, pa.Array]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -12,6 +11,7 @@ import pyarrow as pa
 import torch
 
 from builder.shards import Contents
+from builder.spans import spans
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.recipe import Recipe
 from llava_amber_activations.schema import SAMPLE, Vectors
@@ -63,27 +63,21 @@ class FeaturesRows:
         """Read the features of some rows: [rows, F]."""
         dtype = torch.float16 if self._contents.dtype == "float16" else torch.float32
         parts = [
-            file.rows(self._layer, part.start, part.stop).to(dtype).numpy()
-            for file, part in self._files(rows)
+            self._file(chunk).rows(self._layer, start, stop).to(dtype).numpy()
+            for chunk, start, stop in spans(self._starts, rows)
         ]
         return np.concatenate(parts)
 
     def leading(self, rows: range) -> dict[str, pa.Array]:
         """Read the sample of some rows."""
-        parts = [file.sample[part.start : part.stop].numpy() for file, part in self._files(rows)]
+        parts = [
+            self._file(chunk).sample[start:stop].numpy()
+            for chunk, start, stop in spans(self._starts, rows)
+        ]
         return {SAMPLE: pa.array(np.concatenate(parts))}
 
-    def _files(self, rows: range) -> list[tuple[FeaturesFile, range]]:
-        """Return the files that hold some rows, with the rows of each counted from its first."""
-        found = []
-        start = rows.start
-        while start < rows.stop:
-            chunk = bisect_right(self._starts, start) - 1
-            offset, stop = self._starts[chunk], min(rows.stop, self._starts[chunk + 1])
-            file = FeaturesFile(features_path(self._contents.store, chunk))
-            found.append((file, range(start - offset, stop - offset)))
-            start = stop
-        return found
+    def _file(self, chunk: int) -> FeaturesFile:
+        return FeaturesFile(features_path(self._contents.store, chunk))
 
 
 def features_contents(store: Path, recipe: Recipe, rows: Contents) -> FeaturesContents | None:

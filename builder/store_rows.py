@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from builder.spans import spans
 from llava_amber_activations.kinds import kind_name
 from llava_amber_activations.schema import (
     ID,
@@ -74,13 +74,8 @@ class StoreRows:
         return np.concatenate([part.numpy() for part in self._parts(name, rows)])
 
     def _parts(self, name: str, rows: range) -> Iterator[torch.Tensor]:
-        start = rows.start
-        while start < rows.stop:
-            number = bisect_right(self._starts, start) - 1
-            stop = min(rows.stop, self._starts[number + 1])
-            offset = self._starts[number]
-            yield self._chunk(number).rows(name, start - offset, stop - offset)
-            start = stop
+        for number, start, stop in spans(self._starts, rows):
+            yield self._chunk(number).rows(name, start, stop)
 
     def _chunk(self, number: int) -> Chunk:
         if self._open is None or self._open[0] != number:

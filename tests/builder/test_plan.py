@@ -1,10 +1,13 @@
 """Row groups and shards: every row once, samples whole wherever they fit."""
 
+from itertools import accumulate
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from builder.plan import parse_size, plan_row_groups, plan_shards
+from builder.spans import spans
 from llava_amber_activations import ActivationsError
 
 samples = st.lists(st.integers(0, 200), max_size=60)
@@ -63,3 +66,18 @@ def test_sizes(text, size):
 def test_what_is_no_size(text):
     with pytest.raises(ActivationsError, match="is not a size"):
         parse_size(text)
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=9), st.data())
+def test_spans(counts, data):
+    """Each row comes once, in order, from the file that holds it, also past empty files."""
+    starts = [0, *accumulate(counts)]
+    where = [(file, row) for file, count in enumerate(counts) for row in range(count)]
+    first = data.draw(st.integers(0, len(where)))
+    last = data.draw(st.integers(first, len(where)))
+    found = [
+        (file, row)
+        for file, start, stop in spans(starts, range(first, last))
+        for row in range(start, stop)
+    ]
+    assert found == where[first:last]
