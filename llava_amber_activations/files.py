@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -73,11 +74,17 @@ def parse_json_object(text: str | bytes, where: object) -> dict[str, Any]:
     """
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ActivationsError(f"{where} is not JSON ({error}); it may be damaged") from None
     if not isinstance(value, dict):
         raise ActivationsError(f"{where} holds a JSON {type(value).__name__}, not an object")
     return value
+
+
+def known_fields(kind: type, value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a dataclass has fields for; a newer minor version of a format adds others."""
+    names = {field.name for field in dataclasses.fields(kind)}
+    return {key: item for key, item in value.items() if key in names}
 
 
 def sha256_of(path: Path) -> str:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llava_amber_activations.errors import ActivationsError
+from llava_amber_activations.files import known_fields
 from llava_amber_activations.recipe import FORMAT_VERSION, Recipe, check_format_version
 
 CARD_FILE = "README.md"
@@ -91,7 +92,10 @@ class Manifest:
                 dtype=value["dtype"],
                 n_targets=value["n_targets"],
                 n_rows=value["n_rows"],
-                files={path: FileEntry(**entry) for path, entry in value["files"].items()},
+                files={
+                    path: FileEntry(**known_fields(FileEntry, entry))
+                    for path, entry in value["files"].items()
+                },
                 warnings=tuple(value.get("warnings", ())),
                 format_version=value["format_version"],
             )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 
 from llava_amber_activations.errors import ActivationsError
 
 DEFAULT_N_TARGETS = 16
+_MISSING_SAID = 8
 
 
 @dataclass(frozen=True)
@@ -78,14 +80,19 @@ def parse_layers(text: str, available: range | tuple[int, ...]) -> tuple[int, ..
     Raises:
         ActivationsError: the text is not such a list, or names a layer that is not `available`.
     """
+    have = set(available)
     layers: set[int] = set()
+    missing: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise ActivationsError(f"'{text}' is not a list of layers: write 5, 0-30 or 0,5,10-12")
-        layers.update(range(int(first), int(last if dash else first) + 1))
-    missing = sorted(layers - set(available))
+        asked = range(int(first), int(last if dash else first) + 1)
+        # The first few are enough to say, however large a number was typed.
+        missing += islice((layer for layer in asked if layer not in have), _MISSING_SAID)
+        layers.update(layer for layer in have if layer in asked)
     if missing or not layers:
-        have = f"{min(available)} to {max(available)}" if available else "none"
-        raise ActivationsError(f"layers {missing or text} are not in this data: it has {have}")
+        there = f"{min(available)} to {max(available)}" if available else "none"
+        said = missing[:_MISSING_SAID] or text
+        raise ActivationsError(f"layers {said} are not in this data: it has {there}")
     return tuple(sorted(layers))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from llava_amber_activations.errors import ActivationsError
+from llava_amber_activations.files import known_fields
 
 FORMAT_VERSION = "1.0"
 
@@ -81,9 +82,8 @@ class Recipe:
                 message names `where`.
         """
         check_format_version(value.get("format_version"), where)
-        known = {field.name for field in dataclasses.fields(cls)}
         try:
-            return cls(**{key: item for key, item in value.items() if key in known})
+            return cls(**known_fields(cls, value))
         except TypeError as error:
             raise ActivationsError(f"{where} is not a capture recipe: {error}") from None
 

@@ -4,8 +4,8 @@
       capture.json                        the recipe
       responses.json                      AMBER's evaluation form, where responses were generated
       samples.jsonl                       one line a sample; written when the last chunk is there
-      features/features-00000.safetensors     features_00 … [samples, F]; sample: int32 [samples]
-          chunks/chunk-00000.safetensors      x_00 …, mlp_out_00 …: [rows, H]
+      features/features-00000.safetensors features_00 …: [samples, F]; sample: int32 [samples]
+      chunks/chunk-00000.safetensors      x_00 …, mlp_out_00 …: [rows, H]
                                           sample, position, token_id, kind (its code),
                                           patch_row, patch_col: int32 [rows]
 
@@ -23,6 +23,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -30,6 +31,7 @@ from safetensors.torch import save_file
 
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files import (
+    known_fields,
     parse_json_object,
     write_json,
     write_text,
@@ -49,6 +51,7 @@ ROW_TENSORS = (SAMPLE, POSITION, TOKEN_ID)
 # Stores that other programs write may lack these; -1 then stands for every row.
 PLACE_TENSORS = (KIND, PATCH_ROW, PATCH_COL)
 _METADATA_KEY = "chunk"
+_FEATURES = "features_"
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ def features_path(store: Path, chunk: int) -> Path:
 
 def features_name(layer: int) -> str:
     """Name of a layer's features in a features file: `features_05`."""
-    return f"features_{layer:02d}"
+    return f"{_FEATURES}{layer:02d}"
 
 
 def write_features(path: Path, features: Mapping[int, torch.Tensor], sample: torch.Tensor) -> None:
@@ -127,8 +130,7 @@ def write_features(path: Path, features: Mapping[int, torch.Tensor], sample: tor
         sample: int32 [samples], those of the chunk's samples that have rows.
     """
     tensors = {features_name(layer): tensor for layer, tensor in features.items()}
-    with written_whole(path) as partial:
-        save_file({**tensors, SAMPLE: sample}, partial)
+    _save(path, {**tensors, SAMPLE: sample})
 
 
 class FeaturesFile:
@@ -142,13 +144,13 @@ class FeaturesFile:
         try:
             self._file = safe_open(path, framework="pt")
             self.sample: torch.Tensor = self._file.get_tensor(SAMPLE)
-        except (SafetensorError, OSError) as error:
+            names = set(self._file.keys()) - {SAMPLE}
+            self.layers = sorted(int(name.removeprefix(_FEATURES)) for name in names)
+        except (SafetensorError, OSError, ValueError) as error:
             raise ActivationsError(
                 f"{path} is missing or damaged ({error}): delete it and the chunk of its number, "
                 "and run the same capture command again to make them anew"
             ) from None
-        names = set(self._file.keys()) - {SAMPLE}
-        self.layers = sorted(int(name[-2:]) for name in names)
 
     def rows(self, layer: int, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Read samples `start` … `stop` of a layer's features: [samples, F]."""
@@ -193,8 +195,17 @@ def write_chunk(
         "samples": [dataclasses.asdict(record) for record in records],
         "sha256": tensors_sha256(tensors),
     }
+    _save(path, tensors, {_METADATA_KEY: json.dumps(metadata)})
+
+
+def _save(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None
+) -> None:
     with written_whole(path) as partial:
-        save_file(dict(tensors), partial, metadata={_METADATA_KEY: json.dumps(metadata)})
+        try:
+            save_file(dict(tensors), partial, metadata=metadata)
+        except SafetensorError as error:
+            raise ActivationsError(f"cannot write {path}: {error}") from None
 
 
 def tensors_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -229,8 +240,8 @@ class Chunk:
         header = parse_json_object(metadata, path)
         try:
             self.sha256: str = header["sha256"]
-            self.records = [SampleRecord(**record) for record in header["samples"]]
-        except (KeyError, TypeError) as error:
+            self.records = [_record(record) for record in header["samples"]]
+        except (KeyError, TypeError, AttributeError) as error:
             raise ActivationsError(
                 f"{path} is damaged (its header lacks {error}): delete it, "
                 "and run the same capture command again to make it anew"
@@ -261,6 +272,10 @@ class Chunk:
         return rows
 
 
+def _record(value: dict[str, Any]) -> SampleRecord:
+    return SampleRecord(**known_fields(SampleRecord, value))
+
+
 def read_samples(store: Path) -> list[SampleRecord]:
     """Read the records of a finished store.
 
@@ -278,7 +293,7 @@ def read_samples(store: Path) -> list[SampleRecord]:
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         where = f"{path} line {number}"
         try:
-            records.append(SampleRecord(**parse_json_object(line, where)))
+            records.append(_record(parse_json_object(line, where)))
         except TypeError as error:
             raise ActivationsError(f"{where} is not a sample: {error}") from None
     return records

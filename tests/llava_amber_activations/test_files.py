@@ -1,0 +1,163 @@
+"""Files appear whole or not at all, readable to those whom the umask lets read them."""
+
+import hashlib
+import os
+import stat
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llava_amber_activations import ActivationsError
+from llava_amber_activations.files import (
+    is_empty_or_missing,
+    parse_json_object,
+    sha256_of,
+    write_json,
+    write_text,
+    written_whole,
+)
+
+
+def test_a_file_appears_when_it_is_whole(tmp_path):
+    """Until the block ends there is only the hidden partial file; then only the file."""
+    path = tmp_path / "new" / "folder" / "file"
+    with written_whole(path) as partial:
+        partial.write_text("whole")
+        assert not path.exists() and partial.parent == path.parent
+        assert partial.name.startswith(".") and partial.name.endswith(".partial")
+    assert path.read_text() == "whole"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, OSError, KeyboardInterrupt, SystemExit])
+def test_a_failure_leaves_the_earlier_file(tmp_path, error):
+    """Whatever ended the writing, an interruption among them; nothing else is left behind."""
+    path = tmp_path / "file"
+    path.write_text("earlier")
+    with pytest.raises(error), written_whole(path) as partial:
+        partial.write_text("half")
+        raise error
+    assert path.read_text() == "earlier"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failure_leaves_nothing_where_nothing_was(tmp_path):
+    with pytest.raises(ZeroDivisionError), written_whole(tmp_path / "file") as partial:
+        partial.write_text("half")
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_writer_that_wrote_nothing(tmp_path):
+    """A block that ends without a file is an error, and the earlier file stays."""
+    path = tmp_path / "file"
+    path.write_text("earlier")
+    with pytest.raises(FileNotFoundError), written_whole(path):
+        pass
+    assert path.read_text() == "earlier"
+
+
+def test_what_a_killed_writer_left_is_replaced(tmp_path):
+    path = tmp_path / "file"
+    (tmp_path / ".file.partial").write_text("much longer than what comes now")
+    with written_whole(path) as partial:
+        partial.write_text("now")
+    assert path.read_text() == "now"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_open_file_keeps_what_it_was(tmp_path):
+    """A reader of the earlier file reads it to its end, and the next reader the new one."""
+    path = tmp_path / "file"
+    write_text(path, "earlier")
+    with path.open() as reader:
+        write_text(path, "later")
+        assert reader.read() == "earlier"
+    assert path.read_text() == "later"
+
+
+@pytest.mark.parametrize("mask", ["022", "027", "077"])
+def test_permissions_are_the_umasks(tmp_path, mask):
+    """A private partial file becomes as readable as any file that the user makes."""
+    program = """if True:
+        import os, sys
+        from pathlib import Path
+        os.umask(int(sys.argv[2], 8))
+        from llava_amber_activations.files import written_whole
+        with written_whole(Path(sys.argv[1])) as partial:
+            os.close(os.open(partial, os.O_CREAT | os.O_WRONLY, 0o600))
+        """
+    path = tmp_path / "file"
+    subprocess.run([sys.executable, "-c", program, path, mask], check=True)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~int(mask, 8)
+
+
+def test_reading_the_umask_leaves_it():
+    """Importing the package does not change what the process's other files may be read by."""
+    program = (
+        "import os; os.umask(0o026); import llava_amber_activations.files; print(oct(os.umask(0)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "0o26\n"
+
+
+def test_json_and_text_are_utf_8(tmp_path):
+    write_json(tmp_path / "a.json", {"query": "Où est l’image ?", "n": [1, None]})
+    expected = '{\n  "query": "Où est l’image ?",\n  "n": [\n    1,\n    null\n  ]\n}\n'
+    assert (tmp_path / "a.json").read_bytes() == expected.encode("utf-8")
+    write_text(tmp_path / "b", "a\nb…")
+    assert (tmp_path / "b").read_bytes() == "a\nb…".encode()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "where is not JSON"),
+        ("{'a': 1}", "where is not JSON"),
+        ('{"a": 1} {', "where is not JSON"),
+        (b"\x80\x81", "where is not JSON"),
+        ("[1]", "where holds a JSON list, not an object"),
+        ("3", "where holds a JSON int, not an object"),
+        ("null", "where holds a JSON NoneType, not an object"),
+        ("[" * 100_000, "where"),
+    ],
+    ids=lambda value: str(value)[:12],
+)
+def test_what_is_no_json_object(text, said):
+    with pytest.raises(ActivationsError, match=said):
+        parse_json_object(text, "where")
+
+
+def test_a_json_object():
+    assert parse_json_object(b'{"a": [1]}', "where") == {"a": [1]}
+
+
+@pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1])
+def test_checksums(tmp_path, size):
+    """Across the size of the blocks that are read."""
+    content = bytes(range(251)) * (size // 251 + 1)
+    (tmp_path / "file").write_bytes(content[:size])
+    assert sha256_of(tmp_path / "file") == hashlib.sha256(content[:size]).hexdigest()
+
+
+@given(st.binary(max_size=99))
+def test_checksums_of_anything(tmp_path_factory, content):
+    path = tmp_path_factory.getbasetemp() / f"any-{os.getpid()}"
+    path.write_bytes(content)
+    assert sha256_of(path) == hashlib.sha256(content).hexdigest()
+
+
+def test_where_a_folder_can_be_made(tmp_path):
+    """Nothing or an empty folder, not a file, and not a folder with even a hidden file."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / ".hidden").touch()
+    names = ("absent", "empty", "file", "used")
+    found = [is_empty_or_missing(tmp_path / name) for name in names]
+    assert found == [True, True, False, False]
