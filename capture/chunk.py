@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from capture.generation import append_responses, generate_responses
 from capture.host_copy import HostCopy
 from capture.model import CaptureModel
-from capture.positions import PositionChoice, select_rows
+from capture.positions import PositionChoice, Rows, select_rows
+from capture.prefix import run_prefixed
 from capture.preparation import PreparedBatch
 from capture.queries import Query
 from capture.settings import CaptureSettings
@@ -64,6 +65,14 @@ def run_batch(
     if prepared.skipped and settings.on_error == "stop":
         raise ActivationsError(next(iter(prepared.skipped.values())))
     inputs = prepared.inputs
+    choice = PositionChoice(settings.positions, settings.sample_positions, settings.seed)
+    if prepared.prefixed:
+        parts, start = [], 0
+        for part in prepared.prefixed:
+            gathered, rows = run_prefixed(part, model, taps, choice)
+            parts.append((gathered, replace(rows, element=rows.element + start)))
+            start += len(part.queries)
+        return _captured(prepared, parts, model, settings, encoders)
     if inputs is None:
         return CapturedBatch(prepared)
     samples = [query.sample for query in prepared.queries]
@@ -80,20 +89,34 @@ def run_batch(
         inputs, lengths = append_responses(inputs, ids, model.pad_token_id)
         texts = model.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
         responses = {sample: text.strip() for sample, text in zip(samples, texts, strict=True)}
-    choice = PositionChoice(settings.positions, settings.sample_positions, settings.seed)
     rows = select_rows(inputs, samples, choice, model.image_token_id, lengths)
     with taps.aimed(rows.flat, model.device) as gathered:
         model.body(**model.on_device(inputs), use_cache=False)
-    element = rows.element.to(model.device)
+    return _captured(prepared, [(gathered, rows)], model, settings, encoders, responses)
+
+
+def _captured(
+    prepared: PreparedBatch,
+    parts: Sequence[tuple[torch.Tensor, Rows]],
+    model: CaptureModel,
+    settings: CaptureSettings,
+    encoders: Mapping[int, Encoder],
+    responses: dict[int, str] | None = None,
+) -> CapturedBatch:
+    """Send what the parts of a batch gathered on its way to the host, its features with it."""
+    gathered = parts[0][0] if len(parts) == 1 else torch.cat([part for part, _ in parts], dim=1)
+    columns = {name: torch.cat([rows.columns[name] for _, rows in parts]) for name in _COLUMNS}
+    element = torch.cat([rows.element for _, rows in parts]).to(model.device)
+    n_samples = len(prepared.queries)
     features = {
         layer: HostCopy(
-            pool(encoder.features(gathered[layer]), element, len(samples), settings.pool).to(
+            pool(encoder.features(gathered[layer]), element, n_samples, settings.pool).to(
                 gathered.dtype
             )
         )
         for layer, encoder in encoders.items()
     }
-    return CapturedBatch(prepared, HostCopy(gathered), rows.columns, responses, features)
+    return CapturedBatch(prepared, HostCopy(gathered), columns, responses or {}, features)
 
 
 def join_chunk(

@@ -71,6 +71,16 @@ def capture_command(
         str,
         typer.Option(help="Samples in one forward pass; auto finds the most that fit."),
     ] = "8",
+    reuse_prefix: Annotated[
+        bool | None,
+        typer.Option(
+            help="Compute what precedes the queries on one picture once. [default: where several "
+            "queries share a picture and a trial shows that it changes nothing]"
+        ),
+    ] = None,
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="Have torch compile the norms and the MLPs.")
+    ] = False,
     num_workers: Annotated[
         int | None,
         typer.Option(
@@ -128,6 +138,8 @@ def capture_command(
         transcoders=transcoders,
         pool=pool,
         batch_size=_batch_size(batch_size),
+        reuse_prefix=reuse_prefix,
+        compile=compile_,
         num_workers=num_workers,
         max_samples=max_samples,
         chunk_samples=chunk_samples,

@@ -81,6 +81,18 @@ def _is_decoder_layer(layer: nn.Module) -> bool:
     return {_ATTENTION_NORM, _MLP_NORM, _MLP} <= children.keys()
 
 
+def compile_layers(decoder: Decoder) -> None:
+    """Have torch compile every layer's norms and MLP, once for all layers and lengths.
+
+    Their `forward` alone: taps are hooks around it. The attention, which differs from layer to
+    layer in the number that it keeps its cache under, would be compiled for each.
+    """
+    for layer in decoder.layers:
+        for name in (_ATTENTION_NORM, _MLP_NORM, _MLP):
+            module = layer.get_submodule(name)
+            module.forward = torch.compile(module.forward, dynamic=True)
+
+
 def first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
     """Return the hidden states that a module was called with: [batch, T, H]."""
     value = args[0] if args else kwargs.get("hidden_states")

@@ -21,6 +21,20 @@ def render_prompt(processor: Any, query: str) -> str:
     return prompt
 
 
+def token_ids(processor: Any, query: str) -> list[int]:
+    """Return a query's prompt as tokens, its picture still the one token that stands for it."""
+    prompt = render_prompt(processor, query)
+    special = _adds_special_tokens(processor, prompt)
+    ids: list[int] = processor.tokenizer(prompt, add_special_tokens=special)["input_ids"]
+    return ids
+
+
+def _adds_special_tokens(processor: Any, prompt: str) -> bool:
+    # Some chat templates write the beginning-of-sequence token themselves.
+    bos = processor.tokenizer.bos_token
+    return not (bos and prompt.startswith(bos))
+
+
 def make_inputs(
     processor: Any,
     queries: Sequence[Query],
@@ -34,12 +48,10 @@ def make_inputs(
     left for generation, which goes on from the end of every prompt.
     """
     prompts = [render_prompt(processor, query.query) for query in queries]
-    bos = processor.tokenizer.bos_token
     inputs = processor(
         images=[picture.image for picture in pictures],
         text=prompts,
-        # Some chat templates write the beginning-of-sequence token themselves.
-        add_special_tokens=not (bos and prompts[0].startswith(bos)),
+        add_special_tokens=_adds_special_tokens(processor, prompts[0]),
         padding=True,
         padding_side=padding_side,
         return_tensors="pt",

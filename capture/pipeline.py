@@ -37,6 +37,8 @@ def make_chunks(
     encoders: Mapping[int, Encoder],
     dtype: torch.dtype,
     on_samples: Callable[[int], object],
+    *,
+    share_prefixes: bool = False,
 ) -> None:
     """Capture and write chunks, in order.
 
@@ -50,6 +52,7 @@ def make_chunks(
         dtype: of the store's vectors.
         on_samples: called with the number of samples done, or less than none for a chunk that is
             begun again.
+        share_prefixes: whether queries on one picture share its prefix.
 
     Raises:
         ActivationsError: a picture is unreadable, a value does not fit, or not even one sample
@@ -59,12 +62,13 @@ def make_chunks(
     first = _FIRST_BATCH_SIZE.get(model.device.type, _FIRST_BATCH_SIZE_ON_GPU)
     longest = max((len(queries) for queries in remaining.values()), default=1)
     size = settings.batch_size or min(first, longest)
+    share = model.image_token_id if share_prefixes else None
     with Taps(model.decoder, settings.x_site, dtype) as taps, _writer() as write:
         while remaining:
             counted = 0
             try:
                 for number, batches in _captured(
-                    remaining, source, model, taps, settings, encoders, size
+                    remaining, source, model, taps, settings, encoders, size, share
                 ):
                     held: list[CapturedBatch] = []
                     for batch in batches:
@@ -96,12 +100,13 @@ def _captured(
     settings: CaptureSettings,
     encoders: Mapping[int, Encoder],
     batch_size: int,
+    share_prefixes_of: int | None,
 ) -> Iterator[tuple[int, Iterator[CapturedBatch]]]:
     """Yield each chunk's number with its batches, which run as they are taken."""
     plans = [
         plan
         for number, queries in todo.items()
-        for plan in plan_batches(number, queries, model.processor, batch_size)
+        for plan in plan_batches(number, queries, model.processor, batch_size, share_prefixes_of)
     ]
     prepared = prepared_batches(
         plans,
@@ -109,6 +114,7 @@ def _captured(
         source,
         for_generation=settings.response_tokens is not None,
         num_workers=_num_workers(settings, model.device),
+        image_token_id=model.image_token_id,
     )
     for number, batches in groupby(prepared, key=lambda batch: batch.plan.chunk):
         yield number, (run_batch(batch, model, taps, settings, encoders) for batch in batches)

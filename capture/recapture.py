@@ -11,6 +11,7 @@ import torch
 from capture.chunk import join_chunk, run_batch
 from capture.model import load_model, torch_dtype
 from capture.pictures import FolderPictures
+from capture.precision import relative_error, tolerance
 from capture.preparation import plan_batches, prepared_batches
 from capture.queries import Query
 from capture.run import make_recipe
@@ -27,10 +28,6 @@ from llava_amber_activations.store import (
     recipe_chunks,
     vector_names,
 )
-
-# How far a vector may be from the stored one, relative to its norm: batches of other sizes and
-# other devices round differently, in the precision that the model computes in.
-_TOLERANCES = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}
 
 # What may differ between the machine that captured and the one that checks.
 _MAY_DIFFER = ("model", "benchmark", "queries_sha256", "versions", "transcoders_sha256", "pool")
@@ -92,7 +89,7 @@ def recapture(
         raise ActivationsError(
             f"{model} cannot recapture {store}: its recipe differs in {', '.join(differences)}"
         )
-    tolerance = _TOLERANCES[dtype]
+    allowed = tolerance(dtype)
     largest = 0.0
     with Taps(loaded.decoder, settings.x_site, torch_dtype(recipe.store_dtype)) as taps:
         for record in chosen:
@@ -103,6 +100,7 @@ def recapture(
                 FolderPictures(image_dir),
                 for_generation=settings.response_tokens is not None,
                 num_workers=0,
+                image_token_id=loaded.image_token_id,
             )
             batch = run_batch(next(prepared), loaded, taps, settings, {})
             if batch.prepared.digests[record.sample] != record.image_sha256:
@@ -112,8 +110,8 @@ def recapture(
                 )
             tensors, _ = join_chunk([query], [batch], loaded, torch_dtype(recipe.store_dtype))
             stored = _stored_rows(store, record.sample)
-            largest = max(largest, _compare(tensors, stored, record.sample, tolerance))
-    return Recaptured([record.sample for record in chosen], largest, tolerance)
+            largest = max(largest, _compare(tensors, stored, record.sample, allowed))
+    return Recaptured([record.sample for record in chosen], largest, allowed)
 
 
 def _stored_rows(store: Path, sample: int) -> dict[str, torch.Tensor]:
@@ -129,7 +127,7 @@ def _stored_rows(store: Path, sample: int) -> dict[str, torch.Tensor]:
 
 
 def _compare(
-    found: dict[str, torch.Tensor], stored: dict[str, torch.Tensor], sample: int, tolerance: float
+    found: dict[str, torch.Tensor], stored: dict[str, torch.Tensor], sample: int, allowed: float
 ) -> float:
     """Return the largest relative error of a sample's vectors."""
     largest = 0.0
@@ -138,13 +136,11 @@ def _compare(
             if not torch.equal(tensor, found[name]):
                 raise ActivationsError(f"{name} of sample {sample} is not the stored one")
             continue
-        exact = tensor.double()
-        norm = exact.norm().clamp_min(torch.finfo(torch.float32).tiny)
-        error = float((found[name].double() - exact).norm() / norm)
-        if error > tolerance:
+        error = relative_error(found[name], tensor)
+        if error > allowed:
             raise ActivationsError(
                 f"{name} of sample {sample} differs from the stored one by {error:.1e} of its "
-                f"norm, more than {tolerance:.0e}: the store is not of this model"
+                f"norm, more than {allowed:.0e}: the store is not of this model"
             )
         largest = max(largest, error)
     return largest

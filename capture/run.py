@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -9,12 +11,14 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from capture.decoder import compile_layers
 from capture.hf_dataset import PREFIX as HF_PREFIX
 from capture.hf_dataset import read_dataset
 from capture.inputs import QUERY_PLACEHOLDER, render_prompt
 from capture.model import CaptureModel, default_dtype, load_model, torch_dtype
 from capture.pictures import FolderPictures, PictureSource, check_images
 from capture.pipeline import make_chunks
+from capture.prefix import prefix_problem
 from capture.queries import Query, read_queries
 from capture.settings import CaptureSettings
 from capture.transcoders import checkpoints_sha256, load_encoders
@@ -80,6 +84,8 @@ def capture(
         revision=settings.revision,
         device_map=settings.device_map,
     )
+    if settings.compile:
+        compile_layers(model.decoder)
     recipe = make_recipe(settings, model, dtype, len(queries), queries_sha256)
     encoders = {}
     if settings.transcoders is not None:
@@ -101,10 +107,45 @@ def capture(
         total=sum(map(len, todo.values())), unit=" samples", desc="capture", disable=rank != 0
     ) as progress:
         kept = torch_dtype(recipe.store_dtype)
-        make_chunks(store, todo, source, model, settings, encoders, kept, progress.update)
+        make_chunks(
+            *(store, todo, source, model, settings, encoders, kept, progress.update),
+            share_prefixes=_shares_prefixes(settings, model, dtype, todo, say=rank == 0),
+        )
     complete = not missing_chunks(store, recipe)
     records = finish_store(store, recipe) if complete else None
     return CaptureResult(len(todo), len(chunks), records)
+
+
+def _shares_prefixes(
+    settings: CaptureSettings,
+    model: CaptureModel,
+    dtype: str,
+    todo: Mapping[int, Sequence[Query]],
+    *,
+    say: bool,
+) -> bool:
+    """Whether queries on one picture share its prefix: asked for, or of use, and shown to hold.
+
+    Raises:
+        ActivationsError: it was asked for, and does not hold.
+    """
+    asked = settings.reuse_prefix
+    of_use = any(len({query.image for query in chunk}) < len(chunk) for chunk in todo.values())
+    if asked is False or (asked is None and not of_use) or not todo:
+        return False
+    problem = "with generated positions the answers are what is computed"
+    if settings.response_tokens is None:
+        found = prefix_problem(model, dtype)
+        if found is None:
+            return True
+        problem = found
+    if asked:
+        raise ActivationsError(
+            f"--reuse-prefix does not hold for {settings.model}: {problem}. Leave it out"
+        )
+    if say and settings.response_tokens is None:
+        tqdm.write(f"The pictures' prefixes are not reused: {problem}", file=sys.stderr)
+    return False
 
 
 def read_input(settings: CaptureSettings) -> tuple[list[Query], str, PictureSource]:

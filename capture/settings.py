@@ -19,6 +19,9 @@ class CaptureSettings:
         image_dir: folder of the pictures; None where a dataset holds them.
         split, image_column, query_column: of a dataset.
         batch_size: samples in a forward pass; None finds the most that fit.
+        reuse_prefix: let queries on one picture share what precedes them; None does so where it
+            changes nothing.
+        compile: have torch compile the norms and the MLPs.
         device_map: "auto" deals the model out to several devices.
         num_workers: processes that read pictures ahead; None lets the device decide.
     """
@@ -38,6 +41,8 @@ class CaptureSettings:
     dtype: str | None = None
     store_dtype: str | None = None
     batch_size: int | None = 8
+    reuse_prefix: bool | None = None
+    compile: bool = False
     num_workers: int | None = None
     split: str | None = None
     image_column: str = "image"

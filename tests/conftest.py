@@ -12,6 +12,8 @@ HUB = LoopbackHub()
 HUB.start()
 os.environ.update(HUB.client_env(Path(tempfile.mkdtemp(prefix="llava-amber-tests-"))))
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+# The models of the tests are so small that more threads only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import json
 import subprocess

@@ -10,6 +10,8 @@ in turn, so that whatever else the machine does falls on all of them. In one run
     plain     a script in the manner of the original project's: one picture at a time, hooks that
               copy every position to the CPU, one .pt of x and one of 16 targets for each layer
     capture   this project's, pictures read and store written
+
+and the capture of many queries on few pictures with and without the reuse of their prefix.
 """
 
 from __future__ import annotations
@@ -43,9 +45,10 @@ N_SAMPLES = 4
 REPEATS = 5
 GROWTH = (1, 2, 4)
 BATCH_SIZE = 4
+QUERIES_A_PICTURE = (4, 14)
 
 
-def make_input(folder: Path, n_samples: int) -> Path:
+def make_input(folder: Path, n_samples: int, queries_a_picture: int = 1) -> Path:
     """Draw pictures of noise, 640 × 480, and write a query file over them."""
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
@@ -55,8 +58,11 @@ def make_input(folder: Path, n_samples: int) -> Path:
         small = torch.randint(0, 256, (24, 32, 3), generator=generator, dtype=torch.uint8)
         picture = Image.fromarray(small.numpy()).resize((640, 480), Image.Resampling.BICUBIC)
         picture.save(images / f"{number}.jpg")
-        entries.append({"id": number, "image": f"{number}.jpg", "query": "Describe this image."})
-    path = folder / f"queries-{n_samples}.json"
+        image = f"{number // queries_a_picture}.jpg"
+        # Of the length of AMBER's discriminative queries, a byte a token here.
+        query = "Is there a cat?" if queries_a_picture > 1 else "Describe this image."
+        entries.append({"id": number, "image": image, "query": query})
+    path = folder / f"queries-{n_samples}-{queries_a_picture}.json"
     path.write_text(json.dumps(entries))
     return path
 
@@ -121,7 +127,13 @@ def plain(
 
 
 def ours(
-    model: CaptureModel, dataset: Path, images: Path, out: Path, positions: str
+    model: CaptureModel,
+    dataset: Path,
+    images: Path,
+    out: Path,
+    positions: str,
+    chunk_samples: int = BATCH_SIZE,
+    share_prefixes: bool = False,
 ) -> Callable[[], None]:
     """Return a capture into a new store, by a model that is loaded already."""
     settings = CaptureSettings(
@@ -130,9 +142,9 @@ def ours(
         image_dir=images,
         output_dir=out,
         positions=positions,
-        batch_size=BATCH_SIZE,
+        batch_size=chunk_samples,
         # Fixed, so that 1, 2 and 4 times the samples differ in the number of chunks alone.
-        chunk_samples=BATCH_SIZE,
+        chunk_samples=chunk_samples,
     )
 
     def run() -> None:
@@ -150,6 +162,7 @@ def ours(
             {},
             torch.float32,
             lambda n_samples: None,
+            share_prefixes=share_prefixes,
         )
         finish_store(out, recipe)
 
@@ -226,6 +239,18 @@ def run_all(folder: Path) -> None:
                 f"{sizes.get(name, 0):,} |",
                 flush=True,
             )
+    print("\n| queries on one picture | samples/s, plain | prefix reused | times the plain way |")
+    print("|---|---|---|---|")
+    for count in QUERIES_A_PICTURE:
+        shared = make_input(folder, count, queries_a_picture=count)
+        taken_by: dict[bool, list[float]] = {False: [], True: []}
+        for _ in range(REPEATS):
+            for reuse, taken in taken_by.items():
+                taken.append(seconds(ours(model, shared, images, out, "last", count, reuse)))
+                shutil.rmtree(out)
+        rates = [spread([count / value for value in taken_by[reuse]]) for reuse in (False, True)]
+        ratios = [a / b for a, b in zip(taken_by[False], taken_by[True], strict=True)]
+        print(f"| {count} | {rates[0]} | {rates[1]} | {spread(ratios)} |", flush=True)
     print("\n| samples | seconds of a capture (last) | of those for 1× | host memory, MB |")
     print("|---|---|---|---|")
     first = 0.0

@@ -1,7 +1,11 @@
 """The pipeline: workers, batches that do not fit, batches of similar length, errors behind."""
 
+import shutil
+
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch._dynamo.utils import counters
 
 from capture import pipeline
 from capture.model import CaptureModel, load_model
@@ -82,6 +86,19 @@ def test_an_error_of_the_writer_is_not_lost(make_store, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         make_store(tmp_path / "store")
     assert not (tmp_path / "store" / "samples.jsonl").exists()
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with g++ on a CPU")
+def test_compiled(make_store, last_store, tmp_path):
+    """The same values, from one graph for all layers of each kind, whatever the batch's length."""
+    torch._dynamo.reset()
+    counters.clear()
+    store = make_store(tmp_path / "store", compile=True)
+    assert 2 <= counters["stats"]["unique_graphs"] <= 8
+    for path in sorted((last_store / "chunks").iterdir()):
+        plain, compiled = load_file(path), load_file(store / "chunks" / path.name)
+        for name, tensor in plain.items():
+            assert torch.allclose(compiled[name].float(), tensor.float(), rtol=1e-3, atol=1e-4)
 
 
 def test_device_map(make_store, last_store, tmp_path):

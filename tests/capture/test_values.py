@@ -93,7 +93,7 @@ def test_each_site_and_mode(make_store, passes, tmp_path, site, mode):
             assert relative_error(chunk[name], expected) < 1e-4
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 8])
+@pytest.mark.parametrize("batch_size", [1, 3, 8, None])
 def test_batch_size_changes_nothing(make_store, passes, tmp_path, batch_size):
     """Whatever shares a batch with a sample, its values are those it has alone."""
     store = make_store(tmp_path / "store", batch_size=batch_size, chunk_samples=N_SAMPLES)

@@ -1,0 +1,117 @@
+"""Measuring side by side: candidates in turn, medians with their spread, ratios pair by pair."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of the table: ours beside one other way of doing the same work.
+
+    Attributes:
+        section: of the table, such as `1 Training batches`.
+        work: what was done.
+        other: what it was compared with.
+        unit: of both figures, such as `MB/s` or `s`.
+        ours, others: one figure a repeat; the two of a repeat were measured next to each other.
+        aim: what the ratio ours / other should be: `>= 5`, `<= 0.88`, or empty.
+        note: what is not the same work, in few words.
+    """
+
+    section: str
+    work: str
+    other: str
+    unit: str
+    ours: Sequence[float]
+    others: Sequence[float]
+    aim: str = ""
+    note: str = ""
+
+    @property
+    def ratios(self) -> list[float]:
+        """Ours / other, repeat by repeat."""
+        return [mine / other for mine, other in zip(self.ours, self.others, strict=True)]
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the median ratio is what was aimed at; None where nothing was."""
+        if not self.aim:
+            return None
+        sign, _, bound = self.aim.partition(" ")
+        ratio = statistics.median(self.ratios)
+        return ratio >= float(bound) if sign == ">=" else ratio <= float(bound)
+
+
+def alternate(
+    candidates: Mapping[str, Callable[[], object]],
+    repeats: int,
+    *,
+    before: Callable[[], object] = lambda: None,
+) -> dict[str, list[float]]:
+    """Time candidates in turn, so that whatever else the machine does falls on all of them.
+
+    Each is called once beforehand, untimed. The order turns by one at every repeat.
+
+    Args:
+        before: called before each timed call, untimed.
+
+    Returns:
+        Of each candidate, the seconds of every repeat.
+    """
+    names = list(candidates)
+    for name in names:
+        before()
+        candidates[name]()
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for repeat in range(repeats):
+        turn = repeat % len(names)
+        for name in names[turn:] + names[:turn]:
+            before()
+            gc.collect()
+            start = time.perf_counter()
+            candidates[name]()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def rates(amount: float, seconds: Sequence[float]) -> list[float]:
+    """Return amount per second, for each time."""
+    return [amount / one for one in seconds]
+
+
+def spread(figures: Sequence[float]) -> str:
+    """Write figures as their median and, in brackets, the lowest and the highest."""
+    middle, low, high = statistics.median(figures), min(figures), max(figures)
+    if low == high:
+        return _short(middle)
+    return f"{_short(middle)} ({_short(low)}–{_short(high)})"
+
+
+def _short(figure: float) -> str:
+    if figure >= 100:
+        return f"{figure:,.0f}"
+    return f"{figure:.1f}" if figure >= 10 else f"{figure:.2f}"
+
+
+def table(lines: Sequence[Line]) -> str:
+    """Write lines as a Markdown table."""
+    rows = [
+        "| | work | against | unit | ours | the other | ours / other | aim | |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    section = ""
+    for line in lines:
+        shown = "" if line.section == section else line.section
+        section = line.section
+        met = {None: "", True: "met", False: "missed"}[line.met]
+        rows.append(
+            f"| {shown} | {line.work} | {line.other} | {line.unit} | {spread(line.ours)} "
+            f"| {spread(line.others)} | {spread(line.ratios)} | {line.aim} | "
+            f"{', '.join(filter(None, (met, line.note)))} |"
+        )
+    return "\n".join(rows) + "\n"
