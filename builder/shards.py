@@ -36,6 +36,7 @@ from llava_amber_activations.schema import (
     default_schema,
     targets_to_arrow,
     vectors_to_arrow,
+    with_features,
 )
 
 
@@ -205,8 +206,10 @@ def _do(folder: Path, contents: Contents, task: ShardTask) -> _Done:
 def _schema(contents: Contents, task: ShardTask) -> pa.Schema:
     shape = (contents.width, contents.dtype, contents.n_layers)
     if task.config == ALL_LAYERS:
-        return all_layers_schema(task.names, *shape)
-    return clt_features_schema(*shape) if task.config == CLT_FEATURES else default_schema(*shape)
+        return with_features(all_layers_schema(task.names, *shape))
+    if task.config == CLT_FEATURES:
+        return with_features(clt_features_schema(*shape))
+    return with_features(default_schema(*shape))
 
 
 def _vector_columns(vectors: Sequence[Vectors], config: str) -> list[pa.Array]:

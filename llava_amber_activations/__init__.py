@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         LlavaAmberActivations,
         LlavaAmberActivationsConfig,
     )
+    from llava_amber_activations.layer_stream import LayerStream, open_layer
     from llava_amber_activations.layers import LayerWindow
     from llava_amber_activations.loading import load_activations
     from llava_amber_activations.recipe import Recipe
@@ -30,6 +31,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "ActivationBatches": "batches",
+    "LayerStream": "layer_stream",
     "LayerWindow": "layers",
     "LlavaAmberActivations": "dataset_builder",
     "LlavaAmberActivationsConfig": "dataset_builder",
@@ -38,11 +40,13 @@ _HOMES = {
     "activation_batches": "batches",
     "load_activations": "loading",
     "load_statistics": "statistics",
+    "open_layer": "layer_stream",
 }
 
 __all__ = [
     "ActivationBatches",
     "ActivationsError",
+    "LayerStream",
     "LayerWindow",
     "LlavaAmberActivations",
     "LlavaAmberActivationsConfig",
@@ -51,6 +55,7 @@ __all__ = [
     "activation_batches",
     "load_activations",
     "load_statistics",
+    "open_layer",
 ]
 
 

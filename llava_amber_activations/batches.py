@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import datasets
 import numpy as np
 import pyarrow as pa
-import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from llava_amber_activations.errors import ActivationsError
+from llava_amber_activations.gather import Batch, RowGather, RowNumbers
 from llava_amber_activations.layer_stream import LayerStream, stream_of
-from llava_amber_activations.schema import TARGETS, arrow_to_targets, arrow_to_vectors
 
-Batch = dict[str, torch.Tensor]
+if TYPE_CHECKING:
+    import datasets
+
+# A table, and which of its rows come next.
+Block = tuple[pa.Table, RowNumbers]
 
 # Rows that are mixed with one another when a stream is shuffled: 70 to 600 MB of them, by the
 # number of targets. Two batches at least, or a batch would be a run of row groups.
@@ -23,20 +26,22 @@ _WINDOW_ROWS = 4096
 
 
 def activation_batches(
-    dataset: datasets.Dataset | datasets.IterableDataset,
+    dataset: LayerStream | datasets.Dataset | datasets.IterableDataset,
     batch_size: int = 4096,
     *,
     shuffle: bool = False,
     seed: int = 0,
     drop_last: bool = False,
 ) -> ActivationBatches:
-    """Return the batches of a layer: of what `load_activations`, or `load_dataset`, returned.
+    """Return the batches of a layer: of what `open_layer` or `load_activations` returned.
+
+    What `load_dataset` returned does as well.
 
     Vectors go from Arrow's buffers into tensors of their own dtype (float16 stays float16), never
     through Python lists; the tensors are the caller's own to change.
 
     Args:
-        dataset: one split, prepared or streaming.
+        dataset: a layer, or one split, prepared or streaming.
         batch_size: rows of a batch, B.
         shuffle: visit a prepared dataset's rows in random order; a stream's row groups in random
             order, and its rows mixed over 4096 of them (two batches where those are more).
@@ -50,19 +55,26 @@ def activation_batches(
     Raises:
         ActivationsError: `dataset` is not one split.
     """
-    order: _Order
-    if isinstance(dataset, datasets.Dataset):
-        order = _PreparedOrder(dataset, batch_size, shuffle)
-    elif not isinstance(dataset, datasets.IterableDataset):
+    order = _order_of(dataset, batch_size, shuffle)
+    return ActivationBatches(order, batch_size, seed=seed, drop_last=drop_last)
+
+
+def _order_of(dataset: Any, batch_size: int, shuffle: bool) -> _Order:
+    if isinstance(dataset, LayerStream):
+        return _LayerOrder(dataset, batch_size, shuffle)
+    # Importing it takes as long as half of torch. Whoever has a dataset has imported it.
+    library: Any = sys.modules.get("datasets")
+    if library is not None and isinstance(dataset, library.Dataset):
+        return _PreparedOrder(dataset, batch_size, shuffle)
+    if library is None or not isinstance(dataset, library.IterableDataset):
         raise ActivationsError(
             f"activation_batches takes one split, not a {type(dataset).__name__}: choose a layer, "
             'as in dataset["L5"]'
         )
-    elif (stream := stream_of(dataset)) is not None:
-        order = _LayerOrder(stream, batch_size, shuffle)
-    else:
-        order = _StreamOrder(dataset, batch_size, shuffle)
-    return ActivationBatches(order, batch_size, seed=seed, drop_last=drop_last)
+    stream = stream_of(dataset)
+    if stream is not None:
+        return _LayerOrder(stream, batch_size, shuffle)
+    return _StreamOrder(dataset, batch_size, shuffle)
 
 
 class ActivationBatches(IterableDataset[Batch]):
@@ -128,7 +140,7 @@ class ActivationBatches(IterableDataset[Batch]):
         worker, n_workers = _worker()
         seed = (self._seed, self._epoch)
         blocks = self._order.blocks(seed, worker, n_workers, self._rows_done)
-        for batch in _rebatched(blocks, self._batch_size):
+        for batch in _batches(blocks, self._batch_size):
             n_rows = len(next(iter(batch.values())))
             if n_rows < self._batch_size and self._drop_last:
                 return
@@ -141,7 +153,7 @@ class _Order(Protocol):
 
     def blocks(
         self, seed: tuple[int, int], worker: int, n_workers: int, skip: int
-    ) -> Iterator[Batch]:
+    ) -> Iterator[Block]:
         """Yield a worker's rows, some at a time, from its row `skip` on."""
 
 
@@ -149,21 +161,22 @@ class _PreparedOrder:
     """A prepared dataset: batches are dealt out to the workers in turn."""
 
     def __init__(self, dataset: datasets.Dataset, batch_size: int, shuffle: bool) -> None:
-        self._dataset = dataset.with_format("arrow")
+        self._table, self._indices = _table_of(dataset)
         self._batch_size = batch_size
         self._shuffle = shuffle
 
     def blocks(
         self, seed: tuple[int, int], worker: int, n_workers: int, skip: int
-    ) -> Iterator[Batch]:
-        n_rows, size = len(self._dataset), self._batch_size
-        order = np.random.default_rng(seed).permutation(n_rows) if self._shuffle else None
+    ) -> Iterator[Block]:
+        rows, size = self._indices, self._batch_size
+        n_rows = len(rows)
+        if self._shuffle:
+            rows = rows[np.random.default_rng(seed).permutation(n_rows)]
         first = worker + n_workers * (skip // size)
         into = skip % size
         for start in range(first * size, n_rows, n_workers * size):
-            rows = slice(start + into, min(start + size, n_rows))
+            yield self._table, rows[start + into : start + size]
             into = 0
-            yield table_to_tensors(self._dataset[rows if order is None else order[rows]])
 
 
 class _LayerOrder:
@@ -176,12 +189,10 @@ class _LayerOrder:
 
     def blocks(
         self, seed: tuple[int, int], worker: int, n_workers: int, skip: int
-    ) -> Iterator[Batch]:
+    ) -> Iterator[Block]:
         if self._shuffle:
-            tables = self._stream.mixed_tables(worker, n_workers, skip, seed, self._window_rows)
-        else:
-            tables = self._stream.tables(worker, n_workers, skip)
-        yield from map(table_to_tensors, tables)
+            return self._stream.mixed_blocks(worker, n_workers, skip, seed, self._window_rows)
+        return self._stream.blocks(worker, n_workers, skip)
 
 
 class _StreamOrder:
@@ -197,7 +208,7 @@ class _StreamOrder:
 
     def blocks(
         self, seed: tuple[int, int], worker: int, n_workers: int, skip: int
-    ) -> Iterator[Batch]:
+    ) -> Iterator[Block]:
         dataset: Any = self._dataset
         if n_workers > 1:
             if dataset.num_shards < n_workers:
@@ -213,7 +224,7 @@ class _StreamOrder:
             dataset = dataset.shuffle(seed=mixed, buffer_size=buffer_size)
         for table in dataset.with_format("arrow").iter(self._batch_size):
             if skip < len(table):
-                yield table_to_tensors(table.slice(skip))
+                yield table, np.arange(skip, len(table))
             skip = max(0, skip - len(table))
 
 
@@ -222,47 +233,39 @@ def _worker() -> tuple[int, int]:
     return (0, 1) if info is None else (info.id, info.num_workers)
 
 
-def _rebatched(blocks: Iterator[Batch], batch_size: int) -> Iterator[Batch]:
-    """Cut and join blocks of rows into batches; the last one may be smaller."""
-    pending: list[Batch] = []
-    n_pending = 0
-    for block in blocks:
-        n_rows = len(next(iter(block.values())))
+def _table_of(dataset: datasets.Dataset) -> tuple[pa.Table, RowNumbers]:
+    """Return a prepared dataset's table and which of its rows it has, in order."""
+    indices = dataset._indices
+    if indices is None:
+        return dataset.data.table, np.arange(len(dataset))
+    return dataset.data.table, np.array(indices.column(0), dtype=np.int64)
+
+
+def _batches(blocks: Iterator[Block], batch_size: int) -> Iterator[Batch]:
+    """Cut and join blocks into batches; the last one may be smaller."""
+    held: list[Block] = []
+    n_held = 0
+    gather: tuple[pa.Table, RowGather] | None = None
+    for table, rows in blocks:
         start = 0
-        while n_pending + n_rows - start >= batch_size:
-            stop = start + batch_size - n_pending
-            yield _joined([*pending, _rows(block, start, stop)])
-            pending, n_pending, start = [], 0, stop
-        if start < n_rows:
-            pending.append(_rows(block, start, n_rows))
-            n_pending += n_rows - start
-    if pending:
-        yield _joined(pending)
+        while n_held + len(rows) - start >= batch_size:
+            stop = start + batch_size - n_held
+            if held:
+                yield _joined([*held, (table, rows[start:stop])])
+            else:
+                if gather is None or gather[0] is not table:
+                    gather = table, RowGather(table)
+                yield gather[1].rows(rows[start:stop])
+            held, n_held, start = [], 0, stop
+        if start < len(rows):
+            held.append((table, rows[start:]))
+            n_held += len(rows) - start
+    if held:
+        yield _joined(held)
 
 
-def _rows(block: Batch, start: int, stop: int) -> Batch:
-    return {name: tensor[start:stop] for name, tensor in block.items()}
-
-
-def _joined(parts: list[Batch]) -> Batch:
-    if len(parts) == 1:
-        return parts[0]
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-
-def table_to_tensors(table: pa.Table) -> Batch:
-    """Copy a table's numbers into tensors: vectors [B, H], targets [B, n, H], integers [B]."""
-    tensors = {}
-    for field in table.schema:
-        column = table[field.name]
-        if pa.types.is_fixed_size_list(field.type):
-            values = arrow_to_vectors(column)
-        elif field.name == TARGETS:
-            values = arrow_to_targets(column)
-        elif pa.types.is_integer(field.type):
-            values = column.to_numpy()
-        else:
-            continue
-        # The prepared file is mapped read-only: writing to a view of it would end the process.
-        tensors[field.name] = torch.from_numpy(np.array(values))
-    return tensors
+def _joined(blocks: list[Block]) -> Batch:
+    """Copy the rows of several blocks as one batch."""
+    firsts = np.cumsum([0, *(len(table) for table, _ in blocks)])
+    rows = [rows + first for first, (_, rows) in zip(firsts, blocks, strict=False)]
+    return RowGather(pa.concat_tables(table for table, _ in blocks)).rows(np.concatenate(rows))

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.folder import ALL_LAYERS, ALL_LAYERS_SPLIT, DEFAULT_CONFIG
+from llava_amber_activations.gather import ONE_TARGET
 from llava_amber_activations.layers import LayerWindow, mlp_out_name, split_name, x_name
 from llava_amber_activations.read_ahead import Shards, read_in_order
 from llava_amber_activations.schema import (
@@ -45,6 +46,21 @@ class LayerView:
     def targets(self, n_layers: int) -> range:
         """Return the layers whose MLP outputs are wanted, of a model with `n_layers`."""
         return LayerWindow(n_layers, self.n_targets, self.first_target).targets(self.layer)
+
+
+def view_of(
+    source: Source, layer: int, n_targets: int | None = None, first_target: int = 1
+) -> LayerView:
+    """Return a layer with its targets, as many as the source was made with where it is None.
+
+    Raises:
+        ActivationsError: the layer has no targets.
+    """
+    manifest = source.manifest
+    wanted = manifest.n_targets if n_targets is None else n_targets
+    view = LayerView(layer, wanted, first_target)
+    view.targets(manifest.recipe.n_layers)
+    return view
 
 
 def layer_shards(source: Source, view: LayerView) -> list[str]:
@@ -183,6 +199,23 @@ def read_layer(file: pq.ParquetFile, group: int, view: LayerView) -> pa.Table:
         targets_to_arrow(stacked),
     ]
     return pa.Table.from_arrays(columns, schema=layer_schema(schema, view, "the shard"))
+
+
+def read_layer_columns(file: pq.ParquetFile, group: int, view: LayerView) -> pa.Table:
+    """Read one row group as `read_layer` does, its targets as they lie in the shard.
+
+    From a shard of `all_layers` they come as columns of their own, as `RowGather` takes them,
+    without the copy that one column of lists would cost.
+
+    Raises:
+        ActivationsError: as `read_layer`.
+    """
+    names = check_columns(file.schema_arrow, view)
+    if not names:
+        return _from_own_split(file, group, view)
+    table = file.read_row_group(group, columns=[*LEADING, *names])
+    table = table.select([*LEADING, *names])
+    return table.rename_columns([*LEADING, X, *(f"{ONE_TARGET}{n}" for n in range(len(names) - 1))])
 
 
 def _from_own_split(file: pq.ParquetFile, group: int, view: LayerView) -> pa.Table:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llava_amber_activations.layer_rows import LayerView, read_layer
+from llava_amber_activations.gather import RowNumbers
+from llava_amber_activations.layer_rows import LayerView, layer_shards, read_layer_columns, view_of
 from llava_amber_activations.read_ahead import RowGroup, Shards, read_in_order
+from llava_amber_activations.source import open_source
+
+if TYPE_CHECKING:
+    import datasets
 
 
 @dataclass(frozen=True)
@@ -27,24 +33,28 @@ class LayerStream:
     urls: tuple[str, ...]
     view: LayerView
 
-    def tables(self, worker: int, n_workers: int, skip: int) -> Iterator[pa.Table]:
+    def blocks(
+        self, worker: int, n_workers: int, skip: int
+    ) -> Iterator[tuple[pa.Table, RowNumbers]]:
         """Yield a worker's rows in the order of the shards, from its row `skip` on.
 
-        Row groups are dealt out to the workers in turn.
+        Each block is a table, and which rows of it are wanted. Row groups are dealt out to the
+        workers in turn.
         """
         shards = Shards(self.urls)
         if skip == 0 and n_workers == 1:
-            yield from self._read(shards, shards.row_groups())
+            for table in self._read(shards, shards.row_groups()):
+                yield table, np.arange(len(table))
             return
         groups = list(shards.row_groups())[worker::n_workers]
         first, into = _find_row([group.n_rows for group in groups], skip)
         for table in self._read(shards, groups[first:]):
-            yield table.slice(into)
+            yield table, np.arange(into, len(table))
             into = 0
 
-    def mixed_tables(
+    def mixed_blocks(
         self, worker: int, n_workers: int, skip: int, seed: Sequence[int], window_rows: int
-    ) -> Iterator[pa.Table]:
+    ) -> Iterator[tuple[pa.Table, RowNumbers]]:
         """Yield a worker's rows mixed, from its row `skip` on of the order that `seed` gives.
 
         All row groups are put into random order and dealt out to the workers; each worker joins
@@ -63,14 +73,44 @@ class LayerStream:
         for number, window in enumerate(wanted, start=first):
             table = pa.concat_tables([next(tables) for _ in window])
             rows = np.random.default_rng([*seed, worker, number]).permutation(len(table))
-            yield _take(table, rows[into:])
+            yield table, rows[into:]
             into = 0
 
     def _read(self, shards: Shards, groups: Iterable[RowGroup]) -> Iterator[pa.Table]:
         def read(file: pq.ParquetFile, number: int) -> pa.Table:
-            return read_layer(file, number, self.view)
+            return read_layer_columns(file, number, self.view)
 
         return read_in_order(shards, groups, read)
+
+
+def open_layer(
+    source: str | Path,
+    layer: int,
+    n_targets: int | None = None,
+    *,
+    first_target: int = 1,
+    revision: str | None = None,
+) -> LayerStream:
+    """Open one layer for `activation_batches`, whose first batch then comes at once.
+
+    Nothing is prepared or cached, and `datasets` is not imported: rows are decoded from the
+    shards as they are asked for, here or from the Hub.
+
+    Args:
+        source: a dataset folder, or a dataset's id on the Hub.
+        layer: L, 0-based.
+        n_targets: how many of the MLP outputs after `x`; as many as the dataset was made with
+            where it is None.
+        first_target: 1 starts the targets at L+1 (this project's convention), 0 at L itself.
+        revision: branch, tag or commit on the Hub.
+
+    Raises:
+        ActivationsError: the source is not a dataset of activations, or does not hold the layer or
+            as many targets.
+    """
+    opened = open_source(source, revision)
+    view = view_of(opened, layer, n_targets, first_target)
+    return LayerStream(tuple(opened.url(path) for path in layer_shards(opened, view)), view)
 
 
 def _windows(groups: Sequence[RowGroup], window_rows: int) -> list[list[RowGroup]]:
@@ -92,10 +132,6 @@ def _find_row(counts: Sequence[int], row: int) -> tuple[int, int]:
             return number, row
         row -= count
     return len(counts), 0
-
-
-def _take(table: pa.Table, rows: np.ndarray) -> pa.Table:
-    return table.take(pa.array(rows))
 
 
 # A stream that `datasets` has derived from another one is not in here: what was done to it cannot

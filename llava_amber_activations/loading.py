@@ -11,7 +11,7 @@ import datasets
 
 from llava_amber_activations.dataset_builder import LlavaAmberActivations
 from llava_amber_activations.hub import retried
-from llava_amber_activations.layer_rows import LayerView, layer_shards
+from llava_amber_activations.layer_rows import layer_shards, view_of
 from llava_amber_activations.layer_stream import LayerStream, remember_stream
 from llava_amber_activations.layers import split_name
 from llava_amber_activations.source import open_source, source_errors
@@ -48,10 +48,7 @@ def load_activations(
             as many targets.
     """
     opened = open_source(source, revision)
-    if n_targets is None:
-        n_targets = opened.manifest.n_targets
-    view = LayerView(layer, n_targets, first_target)
-    view.targets(opened.manifest.recipe.n_layers)
+    view = view_of(opened, layer, n_targets, first_target)
     shards = layer_shards(opened, view)
     urls = [opened.url(path) for path in shards]
     split = split_name(layer)

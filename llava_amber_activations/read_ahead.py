@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import pyarrow.parquet as pq
 
-from llava_amber_activations.source import open_parquet, source_errors
+from llava_amber_activations.source import is_remote, open_parquet, source_errors
 
 # The Hub answers a request in about a tenth of a second, and a layer's columns of a row group are
 # about 1 MB: eight requests at once fill a fast line. A disk wants one to decode meanwhile.
@@ -51,7 +51,7 @@ class Shards:
         """Return a shard's footer."""
         if url not in self._footers:
             # On the Hub an address names a commit, so that what it holds never changes.
-            self._footers[url] = _footer_on_hub(url) if "://" in url else _footer(url)
+            self._footers[url] = _footer_on_hub(url) if is_remote(url) else _footer(url)
         return self._footers[url]
 
     def row_groups(self) -> Iterator[RowGroup]:
@@ -67,7 +67,7 @@ class Shards:
     @property
     def most_at_once(self) -> int:
         """How many row groups to read at once."""
-        on_hub = any("://" in url for url in self._urls)
+        on_hub = any(map(is_remote, self._urls))
         return _MOST_AT_ONCE_ON_HUB if on_hub else _MOST_AT_ONCE_HERE
 
     def open(self, url: str) -> pq.ParquetFile:

@@ -12,14 +12,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.recipe import FORMAT_VERSION, check_format_version
+
+if TYPE_CHECKING:
+    import datasets
 
 X, TARGETS, FEATURES = "x", "targets", "features"
 SAMPLE, ID, IMAGE, POSITION, TOKEN_ID = "sample", "id", "image", "position", "token_id"
@@ -89,13 +92,19 @@ def clt_features_schema(n_features: int, dtype: str, n_layers: int) -> pa.Schema
 
 def features_of(schema: pa.Schema) -> datasets.Features:
     """Return the `datasets` features of a schema: the one place where their types are chosen."""
+    import datasets  # Reading batches does without it, and half a second sooner.
+
     return datasets.Features.from_arrow_schema(schema.remove_metadata())
 
 
 def _with_metadata(schema: pa.Schema, n_layers: int) -> pa.Schema:
     ours = {"format_version": FORMAT_VERSION, "n_layers": n_layers}
-    metadata = dict(features_of(schema).arrow_schema.metadata)
-    return schema.with_metadata({**metadata, _OUR_KEY: json.dumps(ours).encode()})
+    return schema.with_metadata({_OUR_KEY: json.dumps(ours).encode()})
+
+
+def with_features(schema: pa.Schema) -> pa.Schema:
+    """Return a schema that also carries the features, as `datasets` reads them from a shard."""
+    return schema.with_metadata({**features_of(schema).arrow_schema.metadata, **schema.metadata})
 
 
 def layers_of(schema: pa.Schema, where: object) -> int:
@@ -141,8 +150,7 @@ def arrow_to_vectors(column: pa.ChunkedArray | pa.Array) -> Vectors:
     """View a column of vectors as [rows, H]; a column of several chunks is joined first."""
     array = _one_array(column)
     width = array.type.list_size
-    values: Vectors = array.flatten().to_numpy(zero_copy_only=True).reshape(-1, width)
-    return values
+    return numbers_of(array.flatten()).reshape(-1, width)
 
 
 def arrow_to_targets(column: pa.ChunkedArray | pa.Array) -> Vectors:
@@ -155,11 +163,37 @@ def arrow_to_targets(column: pa.ChunkedArray | pa.Array) -> Vectors:
     vectors = arrow_to_vectors(array.flatten())
     if not len(array):
         return vectors.reshape(0, 0, vectors.shape[1])
-    n, rest = divmod(len(vectors), len(array))
-    lengths = np.diff(array.offsets.to_numpy())
-    if rest or (lengths != n).any():
+    return vectors.reshape(len(array), targets_per_row([array]), -1)
+
+
+def targets_per_row(arrays: Sequence[pa.ListArray]) -> int:
+    """Return how many targets every row of some lists of vectors has; 0 where there is no row.
+
+    Raises:
+        ActivationsError: the rows differ in it.
+    """
+    offsets = [numbers_of(array.offsets) for array in arrays]
+    counts = {int(count) for each in offsets for count in np.unique(np.diff(each))}
+    if len(counts) > 1:
         raise ActivationsError("rows of one layer differ in their number of targets")
-    return vectors.reshape(len(array), n, -1)
+    return counts.pop() if counts else 0
+
+
+def numbers_of(array: pa.Array) -> npt.NDArray[Any]:
+    """View an array of numbers as numpy does.
+
+    `to_numpy` imports pandas first, which takes as long as the rest of pyarrow.
+
+    Raises:
+        ActivationsError: a number is missing.
+    """
+    if array.null_count:
+        raise ActivationsError("a vector or a number of a row is missing: the data is damaged")
+    kind = "f" if pa.types.is_floating(array.type) else "i"
+    dtype = np.dtype(f"{kind}{array.type.bit_width // 8}")
+    if not len(array):
+        return np.empty(0, dtype)
+    return np.frombuffer(array.buffers()[1], dtype)[array.offset : array.offset + len(array)]
 
 
 def _one_array(column: pa.ChunkedArray | pa.Array) -> pa.Array:

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import fsspec
 import pyarrow.parquet as pq
-from fsspec.implementations.local import LocalFileSystem
-from huggingface_hub import HfApi
 
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files import parse_json_object
 from llava_amber_activations.folder import MANIFEST_FILE, Manifest
-from llava_amber_activations.hub import hub_errors, retried
 
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -38,7 +34,7 @@ class Source:
     @property
     def is_local(self) -> bool:
         """Whether the folder is on this machine."""
-        return "://" not in self.root
+        return not is_remote(self.root)
 
     def url(self, path: str) -> str:
         """Return the address of a file of the folder, as `datasets` and fsspec take it."""
@@ -72,11 +68,9 @@ def open_source(source: str | Path, revision: str | None = None) -> Source:
     if path.is_dir():
         root = str(path.resolve())
     elif _REPO_ID.fullmatch(str(source)):
-        with hub_errors(str(source), "read"):
-            # One commit from here on: a push in the middle of a reading must not mix two.
-            info = retried(lambda: HfApi().dataset_info(str(source), revision=revision))
-            commit = info.sha
-        root = f"hf://datasets/{source}@{commit}"
+        from llava_amber_activations.hub_files import repo_root
+
+        root = repo_root(str(source), revision)
     else:
         raise ActivationsError(
             f"{source} is neither a folder nor a dataset's id on the Hub (OWNER/NAME)"
@@ -104,13 +98,13 @@ def open_parquet(url: str, metadata: pq.FileMetaData | None = None) -> pq.Parque
     Raises:
         ActivationsError: it is missing or not Parquet, or the Hub does not answer.
     """
-    fs, path = fsspec.url_to_fs(url)
     with source_errors(url, url):
         try:
-            if isinstance(fs, LocalFileSystem):
-                return pq.ParquetFile(path, metadata=metadata, memory_map=True)
-            file = retried(lambda: fs.open(path, "rb", cache_type="none"))
-            return pq.ParquetFile(file, metadata=metadata, pre_buffer=True)
+            if not is_remote(url):
+                return pq.ParquetFile(url, metadata=metadata, memory_map=True)
+            from llava_amber_activations.hub_files import open_file
+
+            return pq.ParquetFile(open_file(url), metadata=metadata, pre_buffer=True)
         except FileNotFoundError:
             raise ActivationsError(
                 f"{url} is missing: build or download the dataset again"
@@ -124,11 +118,23 @@ def open_parquet(url: str, metadata: pq.FileMetaData | None = None) -> pq.Parque
 @contextmanager
 def source_errors(name: str, url: str) -> Iterator[None]:
     """Turn what goes wrong with the Hub inside the block into one sentence; local files pass."""
-    with hub_errors(name, "read") if "://" in url else nullcontext():
+    if not is_remote(url):
+        yield
+        return
+    from llava_amber_activations.hub import hub_errors
+
+    with hub_errors(name, "read"):
         yield
 
 
+def is_remote(url: str) -> bool:
+    """Whether an address is not a path on this machine."""
+    return "://" in url
+
+
 def _read(url: str) -> bytes:
-    fs, path = fsspec.url_to_fs(url)
-    content: bytes = retried(lambda: fs.cat_file(path))
-    return content
+    if not is_remote(url):
+        return Path(url).read_bytes()
+    from llava_amber_activations.hub_files import read_bytes
+
+    return read_bytes(url)
