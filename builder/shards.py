@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -38,6 +39,9 @@ from llava_amber_activations.schema import (
     vectors_to_arrow,
     with_features,
 )
+
+# Each holds a row group or two, of at most 64 MiB.
+_MOST_THREADS = 4
 
 
 class Rows(Protocol):
@@ -168,10 +172,12 @@ _Done = tuple[FileEntry | None, dict[str, Moments]]
 def _done(
     folder: Path, contents: Contents, tasks: Sequence[ShardTask], num_proc: int
 ) -> Iterator[_Done]:
-    if num_proc == 1:
-        yield from (_do(folder, contents, task) for task in tasks)
-        return
     n = len(tasks)
+    if num_proc == 1:
+        # What takes the time (Arrow, numpy, SHA-256) leaves the interpreter to other threads.
+        with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as threads:
+            yield from threads.map(_do, [folder] * n, [contents] * n, tasks)
+        return
     # Not forked: torch and Arrow have threads by now, and their locks would be copied held.
     with ProcessPoolExecutor(num_proc, mp_context=get_context("spawn")) as pool:
         yield from pool.map(_do, [folder] * n, [contents] * n, tasks)

@@ -11,18 +11,28 @@ import pyarrow as pa
 from torch.utils.data import IterableDataset, get_worker_info
 
 from llava_amber_activations.errors import ActivationsError
-from llava_amber_activations.gather import Batch, RowGather, RowNumbers
+from llava_amber_activations.gather import (
+    Batch,
+    BatchMemory,
+    RowGather,
+    RowNumbers,
+    RowPlaces,
+    join_places,
+    places_in_table,
+)
 from llava_amber_activations.layer_stream import LayerStream, stream_of
 
 if TYPE_CHECKING:
     import datasets
 
-# A table, and which of its rows come next.
-Block = tuple[pa.Table, RowNumbers]
+# Some rows, and which of them come next.
+Block = tuple[RowPlaces, RowNumbers]
 
 # Rows that are mixed with one another when a stream is shuffled: 70 to 600 MB of them, by the
 # number of targets. Two batches at least, or a batch would be a run of row groups.
 _WINDOW_ROWS = 4096
+# The first rows come the sooner the fewer they are mixed with.
+_FIRST_WINDOW_ROWS = 256
 
 
 def activation_batches(
@@ -44,7 +54,8 @@ def activation_batches(
         dataset: a layer, or one split, prepared or streaming.
         batch_size: rows of a batch, B.
         shuffle: visit a prepared dataset's rows in random order; a stream's row groups in random
-            order, and its rows mixed over 4096 of them (two batches where those are more).
+            order, and its rows mixed over 4096 of them (two batches where those are more), over
+            fewer at its beginning.
         seed: of the order; `set_epoch` gives another one for every epoch.
         drop_last: leave out a last batch of fewer rows.
 
@@ -140,7 +151,7 @@ class ActivationBatches(IterableDataset[Batch]):
         worker, n_workers = _worker()
         seed = (self._seed, self._epoch)
         blocks = self._order.blocks(seed, worker, n_workers, self._rows_done)
-        for batch in _batches(blocks, self._batch_size):
+        for batch in _batches(blocks, self._batch_size, self._order.in_memory):
             n_rows = len(next(iter(batch.values())))
             if n_rows < self._batch_size and self._drop_last:
                 return
@@ -149,7 +160,9 @@ class ActivationBatches(IterableDataset[Batch]):
 
 
 class _Order(Protocol):
-    """Rows in an order that a seed decides."""
+    """Rows in an order that a seed decides; `in_memory` where nothing decodes them meanwhile."""
+
+    in_memory: bool
 
     def blocks(
         self, seed: tuple[int, int], worker: int, n_workers: int, skip: int
@@ -160,30 +173,37 @@ class _Order(Protocol):
 class _PreparedOrder:
     """A prepared dataset: batches are dealt out to the workers in turn."""
 
+    in_memory = True
+
     def __init__(self, dataset: datasets.Dataset, batch_size: int, shuffle: bool) -> None:
-        self._table, self._indices = _table_of(dataset)
+        self._dataset = dataset
         self._batch_size = batch_size
         self._shuffle = shuffle
 
     def blocks(
         self, seed: tuple[int, int], worker: int, n_workers: int, skip: int
     ) -> Iterator[Block]:
-        rows, size = self._indices, self._batch_size
+        # Found in the process that reads: addresses are nothing to another one.
+        table, rows = _table_of(self._dataset)
+        places, size = places_in_table(table), self._batch_size
         n_rows = len(rows)
         if self._shuffle:
             rows = rows[np.random.default_rng(seed).permutation(n_rows)]
         first = worker + n_workers * (skip // size)
         into = skip % size
         for start in range(first * size, n_rows, n_workers * size):
-            yield self._table, rows[start + into : start + size]
+            yield places, rows[start + into : start + size]
             into = 0
 
 
 class _LayerOrder:
     """A stream that `load_activations` opened: read from its shards, row group by row group."""
 
+    in_memory = False
+
     def __init__(self, stream: LayerStream, batch_size: int, shuffle: bool) -> None:
         self._stream = stream
+        self._first_rows = max(_FIRST_WINDOW_ROWS, batch_size)
         self._window_rows = max(_WINDOW_ROWS, 2 * batch_size)
         self._shuffle = shuffle
 
@@ -191,7 +211,9 @@ class _LayerOrder:
         self, seed: tuple[int, int], worker: int, n_workers: int, skip: int
     ) -> Iterator[Block]:
         if self._shuffle:
-            return self._stream.mixed_blocks(worker, n_workers, skip, seed, self._window_rows)
+            return self._stream.mixed_blocks(
+                *(worker, n_workers, skip, seed, self._first_rows, self._window_rows)
+            )
         return self._stream.blocks(worker, n_workers, skip)
 
 
@@ -200,6 +222,8 @@ class _StreamOrder:
 
     Where its rows begin is not known from outside, so going on after some reads those again.
     """
+
+    in_memory = False
 
     def __init__(self, dataset: datasets.IterableDataset, batch_size: int, shuffle: bool) -> None:
         self._dataset = dataset
@@ -224,7 +248,7 @@ class _StreamOrder:
             dataset = dataset.shuffle(seed=mixed, buffer_size=buffer_size)
         for table in dataset.with_format("arrow").iter(self._batch_size):
             if skip < len(table):
-                yield table, np.arange(skip, len(table))
+                yield places_in_table(table), np.arange(skip, len(table))
             skip = max(0, skip - len(table))
 
 
@@ -241,31 +265,33 @@ def _table_of(dataset: datasets.Dataset) -> tuple[pa.Table, RowNumbers]:
     return dataset.data.table, np.array(indices.column(0), dtype=np.int64)
 
 
-def _batches(blocks: Iterator[Block], batch_size: int) -> Iterator[Batch]:
+def _batches(blocks: Iterator[Block], batch_size: int, in_parallel: bool) -> Iterator[Batch]:
     """Cut and join blocks into batches; the last one may be smaller."""
+    memory = BatchMemory()
+    last: tuple[RowPlaces, RowGather] | None = None
+
+    def batch_of(parts: list[Block]) -> Batch:
+        nonlocal last
+        if len(parts) > 1:
+            firsts = np.cumsum([0, *(len(places) for places, _ in parts)])
+            rows = [rows + first for first, (_, rows) in zip(firsts, parts, strict=False)]
+            joined = join_places([places for places, _ in parts])
+            return RowGather(joined, memory, in_parallel=in_parallel).rows(np.concatenate(rows))
+        places, wanted = parts[0]
+        if last is None or last[0] is not places:
+            last = places, RowGather(places, memory, in_parallel=in_parallel)
+        return last[1].rows(wanted)
+
     held: list[Block] = []
     n_held = 0
-    gather: tuple[pa.Table, RowGather] | None = None
-    for table, rows in blocks:
+    for places, rows in blocks:
         start = 0
         while n_held + len(rows) - start >= batch_size:
             stop = start + batch_size - n_held
-            if held:
-                yield _joined([*held, (table, rows[start:stop])])
-            else:
-                if gather is None or gather[0] is not table:
-                    gather = table, RowGather(table)
-                yield gather[1].rows(rows[start:stop])
+            yield batch_of([*held, (places, rows[start:stop])])
             held, n_held, start = [], 0, stop
         if start < len(rows):
-            held.append((table, rows[start:]))
+            held.append((places, rows[start:]))
             n_held += len(rows) - start
     if held:
-        yield _joined(held)
-
-
-def _joined(blocks: list[Block]) -> Batch:
-    """Copy the rows of several blocks as one batch."""
-    firsts = np.cumsum([0, *(len(table) for table, _ in blocks)])
-    rows = [rows + first for first, (_, rows) in zip(firsts, blocks, strict=False)]
-    return RowGather(pa.concat_tables(table for table, _ in blocks)).rows(np.concatenate(rows))
+        yield batch_of(held)

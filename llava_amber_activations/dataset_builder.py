@@ -8,7 +8,6 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
-import pyarrow.parquet as pq
 from datasets.builder import Key
 
 from llava_amber_activations.errors import ActivationsError
@@ -16,6 +15,7 @@ from llava_amber_activations.layer_rows import LayerView, layer_schema, read_lay
 from llava_amber_activations.layers import DEFAULT_N_TARGETS, LayerWindow, split_name
 from llava_amber_activations.read_ahead import RowGroup, Shards, read_in_order
 from llava_amber_activations.schema import features_of, layers_of
+from llava_amber_activations.source import ShardFile
 
 
 @dataclass
@@ -128,7 +128,7 @@ class LlavaAmberActivations(datasets.ArrowBasedBuilder):
                 for number in _all_groups(shards, path) if numbers is None else numbers:
                     yield shards.row_group(path, number)
 
-        def read(file: pq.ParquetFile, number: int) -> pa.Table:
+        def read(file: ShardFile, number: int) -> pa.Table:
             return read_layer(file, number, view).cast(schema)
 
         for count, table in enumerate(read_in_order(shards, groups(), read)):

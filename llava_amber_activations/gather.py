@@ -1,144 +1,207 @@
-"""Rows copied out of Arrow's buffers into tensors, in any order, at the speed of memory.
+"""Rows copied out of memory into tensors, in any order, at the speed of memory.
 
-A column's vectors lie in as many buffers as it has chunks. Over all of them one tensor is laid
-whose row n is what begins n elements after the lowest address. Most of its rows are no vectors;
-those that are, are the ones whose starts are known, and one `index_select` copies any of them.
+Rows lie in as many buffers as they were read in. Over all of them one tensor is laid whose row n
+is what begins n elements after the lowest address. Most of its rows are no vectors; those that
+are, are the ones whose addresses are known, and one `index_select` copies any of them.
 """
 
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from llava_amber_activations.schema import TARGETS, numbers_of, targets_per_row
+from llava_amber_activations.schema import (
+    TARGETS,
+    Vectors,
+    elements_of,
+    numbers_of,
+    targets_per_row,
+)
 
 Batch = dict[str, torch.Tensor]
 RowNumbers = npt.NDArray[np.int64]
 
-# A table may hold its targets as one column each: "targets.0", "targets.1", …
-ONE_TARGET = TARGETS + "."
-
-_TORCH_DTYPES = {pa.float16(): torch.float16, pa.float32(): torch.float32}
+# Larger ones gain nothing, and would be held for nothing.
+_MOST_RECYCLED_BYTES = 64 << 20
+_MOST_RECYCLED = 16
+# The list's, the loop's, and the argument of getrefcount.
+_REFERENCES_OF_UNUSED = 3
 
 
 @dataclass(frozen=True)
-class _Vectors:
-    """The vectors of one column, or of several.
+class VectorPlaces:
+    """Where some rows' vectors of one name lie.
 
     Attributes:
-        windows: [many, H], what begins at every element from the lowest address on.
-        starts: int64 [rows, n], at which of those each row's vectors are.
-        shape: of a row: (H,) or (n, H).
+        addresses: int64 [rows, n], of each row's n vectors.
+        shape: of a row in a batch: (H,) or (n, H).
+        dtype: of the vectors.
     """
 
-    windows: torch.Tensor
-    starts: torch.Tensor
+    addresses: RowNumbers
     shape: tuple[int, ...]
+    dtype: np.dtype[np.floating]
 
-    def rows(self, rows: torch.Tensor) -> torch.Tensor:
-        """Copy rows: [len(rows), *shape]."""
-        wanted = self.starts.index_select(0, rows).view(-1)
-        return self.windows.index_select(0, wanted).view(len(rows), *self.shape)
+
+@dataclass(frozen=True)
+class RowPlaces:
+    """Where rows lie in memory.
+
+    Attributes:
+        integers: int32 [rows] each, by their names.
+        vectors: by their names.
+        memory: whatever owns what the addresses point to.
+    """
+
+    integers: dict[str, npt.NDArray[np.int32]]
+    vectors: dict[str, VectorPlaces]
+    memory: Any
+
+    def __reduce__(self) -> Any:
+        raise TypeError("addresses are nothing to another process")
+
+    def __len__(self) -> int:
+        counts = [len(each.addresses) for each in self.vectors.values()]
+        return counts[0] if counts else len(next(iter(self.integers.values())))
+
+
+def places_in_table(table: pa.Table) -> RowPlaces:
+    """Find the rows of a table; columns of strings are left out.
+
+    Raises:
+        ActivationsError: the rows differ in their number of targets, or something is missing.
+    """
+    integers, vectors = {}, {}
+    for field in table.schema:
+        chunks = [chunk for chunk in table[field.name].chunks if len(chunk)]
+        if field.name == TARGETS:
+            vectors[field.name] = _lists(chunks, field.type.value_type)
+        elif pa.types.is_fixed_size_list(field.type):
+            vectors[field.name] = _places(chunks, field.type, 1, (field.type.list_size,))
+        elif pa.types.is_integer(field.type):
+            numbers = [numbers_of(chunk) for chunk in chunks] or [np.empty(0, np.int32)]
+            integers[field.name] = np.concatenate(numbers)
+    return RowPlaces(integers, vectors, table)
+
+
+def places_in_array(vectors: Vectors) -> RowNumbers:
+    """Return the address of every vector of [rows, H], whose rows need not be neighbours."""
+    first: int = vectors.__array_interface__["data"][0]
+    return first + np.arange(len(vectors), dtype=np.int64) * vectors.strides[0]
+
+
+def join_places(parts: Sequence[RowPlaces]) -> RowPlaces:
+    """Return where the rows of several parts lie, one after the other; nothing is copied."""
+    if len(parts) == 1:
+        return parts[0]
+    first = parts[0]
+    return RowPlaces(
+        integers={n: np.concatenate([part.integers[n] for part in parts]) for n in first.integers},
+        vectors={
+            name: VectorPlaces(
+                np.concatenate([part.vectors[name].addresses for part in parts]),
+                places.shape,
+                places.dtype,
+            )
+            for name, places in first.vectors.items()
+        },
+        memory=[part.memory for part in parts],
+    )
+
+
+def _lists(chunks: Sequence[pa.ListArray], type_: pa.DataType) -> VectorPlaces:
+    n = targets_per_row(chunks)
+    vectors = [elements_of(chunk) for chunk in chunks]
+    return _places(vectors, type_, n, (n, type_.list_size))
+
+
+def _places(
+    chunks: Sequence[pa.FixedSizeListArray], type_: pa.DataType, n: int, shape: tuple[int, ...]
+) -> VectorPlaces:
+    width = type_.list_size
+    parts = [places_in_array(numbers_of(elements_of(chunk)).reshape(-1, width)) for chunk in chunks]
+    addresses = np.concatenate(parts or [np.empty(0, np.int64)])
+    dtype = np.dtype(f"f{type_.value_type.bit_width // 8}")
+    return VectorPlaces(addresses.reshape(-1, n) if n else addresses[:, None], shape, dtype)
+
+
+class BatchMemory:
+    """Memory for batches, used again when no tensor holds it any longer.
+
+    Otherwise the allocator may give a batch's memory back and ask for it again with every batch,
+    and touching new pages takes longer than copying into them.
+    """
+
+    def __init__(self) -> None:
+        self._arrays: list[npt.NDArray[np.floating]] = []
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[np.floating]) -> torch.Tensor:
+        """Return a tensor of anything, which holds its memory until nothing refers to it."""
+        for array in self._arrays:
+            if (
+                array.shape == shape
+                and array.dtype == dtype
+                and sys.getrefcount(array) == _REFERENCES_OF_UNUSED
+            ):
+                return torch.from_numpy(array)
+        # numpy asks for huge pages, of which a large batch has few to touch.
+        array = np.empty(shape, dtype)
+        if array.nbytes <= _MOST_RECYCLED_BYTES and len(self._arrays) < _MOST_RECYCLED:
+            self._arrays.append(array)
+        return torch.from_numpy(array)
 
 
 class RowGather:
-    """Copies any rows of a table; every column but the strings becomes a tensor.
+    """Copies any of some rows into tensors.
 
-    Raises:
-        ActivationsError: the rows differ in their number of targets.
+    Args:
+        places: of the rows.
+        memory: for what is copied.
+        in_parallel: copy with all of torch's threads. Without, where others decode meanwhile: they
+            would wait for each other.
     """
 
-    def __init__(self, table: pa.Table) -> None:
-        # Keeps the buffers alive.
-        self._table = table
-        self._integers: dict[str, torch.Tensor] = {}
-        self._vectors: dict[str, _Vectors] = {}
-        self._names: list[str] = []
-        for field in table.schema:
-            name, column = field.name, table[field.name]
-            if name.startswith(ONE_TARGET):
-                continue
-            if name == TARGETS:
-                self._vectors[name] = _lists(column)
-            elif pa.types.is_fixed_size_list(field.type):
-                self._vectors[name] = _columns([column], joined=False)
-            elif pa.types.is_integer(field.type):
-                self._integers[name] = torch.from_numpy(
-                    np.concatenate([numbers_of(chunk) for chunk in _filled(column)] or [_NONE])
-                )
-            else:
-                continue
-            self._names.append(name)
-        single = [name for name in table.column_names if name.startswith(ONE_TARGET)]
-        if single:
-            self._vectors[TARGETS] = _columns([table[name] for name in single], joined=True)
-            self._names.append(TARGETS)
+    def __init__(self, places: RowPlaces, memory: BatchMemory, *, in_parallel: bool) -> None:
+        self._places = places
+        self._memory = memory
+        self._in_parallel = in_parallel
+        self._windows = {name: _windows(each) for name, each in places.vectors.items()}
 
     def rows(self, rows: RowNumbers) -> Batch:
-        """Copy rows: vectors [B, H], targets [B, n, H], integers [B]; the caller's own."""
-        numbers = torch.from_numpy(rows)
-        return {
-            name: self._vectors[name].rows(numbers)
-            if name in self._vectors
-            else self._integers[name].index_select(0, numbers)
-            for name in self._names
+        """Copy rows: integers [B], vectors [B, H], targets [B, n, H]; the caller's own."""
+        batch = {
+            name: torch.from_numpy(column[rows]) for name, column in self._places.integers.items()
         }
+        for name, (windows, starts) in self._windows.items():
+            shape = (len(rows), *self._places.vectors[name].shape)
+            batch[name] = self._copied(windows, starts[rows].reshape(-1)).view(shape)
+        return batch
+
+    def _copied(self, windows: torch.Tensor, starts: RowNumbers) -> torch.Tensor:
+        if not self._in_parallel:
+            return torch.from_numpy(windows.numpy()[starts])
+        dtype = windows[:0].numpy().dtype
+        out = self._memory.empty((len(starts), windows.shape[1]), dtype)
+        return torch.index_select(windows, 0, torch.from_numpy(starts), out=out)
 
 
-_NONE = np.empty(0, dtype=np.int32)
-
-
-def _filled(column: pa.ChunkedArray) -> list[pa.Array]:
-    return [chunk for chunk in column.chunks if len(chunk)]
-
-
-def _columns(columns: Sequence[pa.ChunkedArray], *, joined: bool) -> _Vectors:
-    """Lay out columns of vectors, joined as the targets of a row or a single one."""
-    type_ = columns[0].type
-    width, n_rows = type_.list_size, len(columns[0])
-    chunks = [[(_address(chunk), len(chunk)) for chunk in _filled(column)] for column in columns]
-    starts = [_addresses(column, width, type_.value_type) for column in chunks]
-    matrix = np.stack(starts, axis=1) if n_rows else np.empty((0, len(columns)), dtype=np.int64)
-    return _laid(matrix, type_, (len(columns), width) if joined else (width,))
-
-
-def _lists(column: pa.ChunkedArray) -> _Vectors:
-    """Lay out a column of lists of vectors."""
-    arrays = _filled(column)
-    n, type_ = targets_per_row(arrays), column.type.value_type
-    chunks = [(_address(array.flatten()), len(array) * n) for array in arrays]
-    starts = _addresses(chunks, type_.list_size, type_.value_type)
-    return _laid(starts.reshape(len(column), n), type_, (n, type_.list_size))
-
-
-def _address(vectors: pa.FixedSizeListArray) -> int:
-    """Return the address of an array's first vector."""
-    values = numbers_of(vectors.flatten())
-    address: int = values.__array_interface__["data"][0]
-    return address
-
-
-def _addresses(chunks: Sequence[tuple[int, int]], width: int, type_: pa.DataType) -> RowNumbers:
-    """Return the address of every vector of some chunks (address, vectors): int64 [vectors]."""
-    n_bytes = width * _TORCH_DTYPES[type_].itemsize
-    parts = [first + np.arange(count, dtype=np.int64) * n_bytes for first, count in chunks]
-    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
-
-
-def _laid(addresses: RowNumbers, type_: pa.DataType, shape: tuple[int, ...]) -> _Vectors:
-    """Lay the one tensor over vectors at `addresses`, int64 [rows, n]."""
-    width, dtype = type_.list_size, _TORCH_DTYPES[type_.value_type]
+def _windows(places: VectorPlaces) -> tuple[torch.Tensor, RowNumbers]:
+    """Lay the one tensor over all vectors; return it, and which of its rows they are."""
+    addresses, width, itemsize = places.addresses, places.shape[-1], places.dtype.itemsize
     if not addresses.size:
-        return _Vectors(torch.empty(0, width, dtype=dtype), torch.from_numpy(addresses), shape)
+        return torch.from_numpy(np.empty((0, width), places.dtype)), addresses
     base = int(addresses.min())
-    starts = (addresses - base) // dtype.itemsize
+    starts = (addresses - base) // itemsize
     n_windows = int(starts.max()) + 1
-    memory = (ctypes.c_char * ((n_windows - 1 + width) * dtype.itemsize)).from_address(base)
-    windows = torch.frombuffer(memory, dtype=dtype).as_strided((n_windows, width), (1, 1))
-    return _Vectors(windows, torch.from_numpy(starts), shape)
+    memory = (ctypes.c_char * ((n_windows - 1 + width) * itemsize)).from_address(base)
+    dtype = torch.from_numpy(np.empty(0, places.dtype)).dtype
+    laid = torch.frombuffer(memory, dtype=dtype).as_strided((n_windows, width), (1, 1))
+    return laid, starts

@@ -7,14 +7,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.folder import ALL_LAYERS, ALL_LAYERS_SPLIT, DEFAULT_CONFIG
-from llava_amber_activations.gather import ONE_TARGET
+from llava_amber_activations.gather import (
+    RowPlaces,
+    VectorPlaces,
+    places_in_array,
+    places_in_table,
+)
 from llava_amber_activations.layers import LayerWindow, mlp_out_name, split_name, x_name
 from llava_amber_activations.read_ahead import Shards, read_in_order
 from llava_amber_activations.schema import (
+    INTEGERS,
     LEADING,
     TARGETS,
     X,
@@ -24,9 +29,11 @@ from llava_amber_activations.schema import (
     float_name,
     layers_of,
     targets_to_arrow,
+    vectors_to_arrow,
     width_of,
 )
-from llava_amber_activations.source import Source
+from llava_amber_activations.source import ShardFile, Source
+from llava_amber_activations.vector_pages import read_vectors
 
 
 @dataclass(frozen=True)
@@ -129,7 +136,7 @@ def tables_of_layer(source: Source, paths: list[str], view: LayerView) -> Iterat
     """Yield a layer's rows as `layer_tables` does, from shards that the caller has chosen."""
     shards = Shards(source.url(path) for path in paths)
     yield from read_in_order(
-        shards, shards.row_groups(), lambda file, number: read_layer(file, number, view)
+        shards, shards.row_groups(), lambda shard, number: read_layer(shard, number, view)
     )
 
 
@@ -148,7 +155,7 @@ def layer_ranges(
             groups.append(group)
             starts.append(span.start)
         row = span.stop
-    tables = read_in_order(shards, groups, lambda file, number: read_layer(file, number, view))
+    tables = read_in_order(shards, groups, lambda shard, number: read_layer(shard, number, view))
     unread = zip(starts, tables, strict=True)
     held: list[tuple[int, pa.Table]] = []
     for wanted in ranges:
@@ -172,7 +179,7 @@ def split_tables(
     yield from read_in_order(
         shards,
         shards.row_groups(),
-        lambda file, number: file.read_row_group(number, columns=columns),
+        lambda shard, number: shard.parquet.read_row_group(number, columns=columns),
     )
 
 
@@ -181,45 +188,54 @@ def layer_schema(schema: pa.Schema, view: LayerView, where: object) -> pa.Schema
     return default_schema(width_of(schema), float_name(schema), layers_of(schema, where))
 
 
-def read_layer(file: pq.ParquetFile, group: int, view: LayerView) -> pa.Table:
+def read_layer(shard: ShardFile, group: int, view: LayerView) -> pa.Table:
     """Read one row group of a shard as a layer's rows, fetching only the columns it needs.
 
     Raises:
         ActivationsError: the shard does not hold the layer or one of its targets.
     """
-    schema = file.schema_arrow
+    schema = shard.parquet.schema_arrow
     names = check_columns(schema, view)
     if not names:
-        return _from_own_split(file, group, view)
-    table = file.read_row_group(group, columns=[*LEADING, *names])
-    stacked = np.stack([arrow_to_vectors(table[name]) for name in names[1:]], axis=1)
-    columns = [
-        *(table[name] for name in LEADING),
-        table[names[0]],
-        targets_to_arrow(stacked),
-    ]
+        return _from_own_split(shard, group, view)
+    n_rows, width = shard.parquet.metadata.row_group(group).num_rows, width_of(schema)
+    x = np.empty((n_rows, width), float_name(schema))
+    targets = np.empty((n_rows, len(names) - 1, width), x.dtype)
+    out = [x, *(targets[:, number] for number in range(len(names) - 1))]
+    leading = shard.parquet.read_row_group(group, columns=list(LEADING), use_threads=False)
+    if read_vectors(shard, group, names, out) is None:
+        table = shard.parquet.read_row_group(group, columns=names)
+        for name, into in zip(names, out, strict=True):
+            into[...] = arrow_to_vectors(table[name])
+    columns = [*(leading[name] for name in LEADING), vectors_to_arrow(x), targets_to_arrow(targets)]
     return pa.Table.from_arrays(columns, schema=layer_schema(schema, view, "the shard"))
 
 
-def read_layer_columns(file: pq.ParquetFile, group: int, view: LayerView) -> pa.Table:
-    """Read one row group as `read_layer` does, its targets as they lie in the shard.
-
-    From a shard of `all_layers` they come as columns of their own, as `RowGather` takes them,
-    without the copy that one column of lists would cost.
+def read_layer_places(shard: ShardFile, group: int, view: LayerView) -> RowPlaces:
+    """Read one row group of a shard for batches: no strings, and no Arrow columns made of it.
 
     Raises:
         ActivationsError: as `read_layer`.
     """
-    names = check_columns(file.schema_arrow, view)
-    if not names:
-        return _from_own_split(file, group, view)
-    table = file.read_row_group(group, columns=[*LEADING, *names])
-    table = table.select([*LEADING, *names])
-    return table.rename_columns([*LEADING, X, *(f"{ONE_TARGET}{n}" for n in range(len(names) - 1))])
+    names = check_columns(shard.parquet.schema_arrow, view)
+    vectors = read_vectors(shard, group, names) if names else None
+    if vectors is None:
+        return places_in_table(read_layer(shard, group, view))
+    leading = shard.parquet.read_row_group(group, columns=list(INTEGERS), use_threads=False)
+    addresses = [places_in_array(vectors[name]) for name in names]
+    width, dtype = vectors[names[0]].shape[1], vectors[names[0]].dtype
+    return RowPlaces(
+        integers=places_in_table(leading).integers,
+        vectors={
+            X: VectorPlaces(addresses[0][:, None], (width,), dtype),
+            TARGETS: VectorPlaces(np.stack(addresses[1:], axis=1), (len(names) - 1, width), dtype),
+        },
+        memory=vectors,
+    )
 
 
-def _from_own_split(file: pq.ParquetFile, group: int, view: LayerView) -> pa.Table:
-    table = file.read_row_group(group)
+def _from_own_split(shard: ShardFile, group: int, view: LayerView) -> pa.Table:
+    table = shard.parquet.read_row_group(group)
     targets = arrow_to_targets(table[TARGETS])
     if targets.shape[1] > view.n_targets:
         column = targets_to_arrow(targets[:, : view.n_targets])

@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from llava_amber_activations.gather import RowNumbers
-from llava_amber_activations.layer_rows import LayerView, layer_shards, read_layer_columns, view_of
+from llava_amber_activations.gather import RowNumbers, RowPlaces, join_places
+from llava_amber_activations.layer_rows import LayerView, layer_shards, read_layer_places, view_of
 from llava_amber_activations.read_ahead import RowGroup, Shards, read_in_order
-from llava_amber_activations.source import open_source
+from llava_amber_activations.source import ShardFile, open_source
 
 if TYPE_CHECKING:
     import datasets
@@ -35,30 +33,38 @@ class LayerStream:
 
     def blocks(
         self, worker: int, n_workers: int, skip: int
-    ) -> Iterator[tuple[pa.Table, RowNumbers]]:
+    ) -> Iterator[tuple[RowPlaces, RowNumbers]]:
         """Yield a worker's rows in the order of the shards, from its row `skip` on.
 
-        Each block is a table, and which rows of it are wanted. Row groups are dealt out to the
+        Each block is some rows, and which of them are wanted. Row groups are dealt out to the
         workers in turn.
         """
         shards = Shards(self.urls)
         if skip == 0 and n_workers == 1:
-            for table in self._read(shards, shards.row_groups()):
-                yield table, np.arange(len(table))
+            for places in self._read(shards, shards.row_groups()):
+                yield places, np.arange(len(places))
             return
         groups = list(shards.row_groups())[worker::n_workers]
         first, into = _find_row([group.n_rows for group in groups], skip)
-        for table in self._read(shards, groups[first:]):
-            yield table, np.arange(into, len(table))
+        for places in self._read(shards, groups[first:]):
+            yield places, np.arange(into, len(places))
             into = 0
 
     def mixed_blocks(
-        self, worker: int, n_workers: int, skip: int, seed: Sequence[int], window_rows: int
-    ) -> Iterator[tuple[pa.Table, RowNumbers]]:
+        self,
+        worker: int,
+        n_workers: int,
+        skip: int,
+        seed: Sequence[int],
+        first_rows: int,
+        window_rows: int,
+    ) -> Iterator[tuple[RowPlaces, RowNumbers]]:
         """Yield a worker's rows mixed, from its row `skip` on of the order that `seed` gives.
 
         All row groups are put into random order and dealt out to the workers; each worker joins
-        its row groups into windows of at least `window_rows` rows and mixes the rows of each.
+        its row groups into windows and mixes the rows of each. The first window is as small as
+        `first_rows`, so that its rows come soon; the next are twice as large each, up to
+        `window_rows`.
         So any row may stand next to any other, only one window is held, and what follows a row
         can be had without reading what came before its window.
         """
@@ -66,19 +72,19 @@ class LayerStream:
         groups = list(shards.row_groups())
         order = np.random.default_rng(seed).permutation(len(groups))
         mine = [groups[number] for number in order[worker::n_workers]]
-        windows = _windows(mine, window_rows)
+        windows = _windows(mine, first_rows, window_rows)
         first, into = _find_row([sum(g.n_rows for g in window) for window in windows], skip)
         wanted = windows[first:]
-        tables = self._read(shards, [group for window in wanted for group in window])
+        parts = self._read(shards, [group for window in wanted for group in window])
         for number, window in enumerate(wanted, start=first):
-            table = pa.concat_tables([next(tables) for _ in window])
-            rows = np.random.default_rng([*seed, worker, number]).permutation(len(table))
-            yield table, rows[into:]
+            places = join_places([next(parts) for _ in window])
+            rows = np.random.default_rng([*seed, worker, number]).permutation(len(places))
+            yield places, rows[into:]
             into = 0
 
-    def _read(self, shards: Shards, groups: Iterable[RowGroup]) -> Iterator[pa.Table]:
-        def read(file: pq.ParquetFile, number: int) -> pa.Table:
-            return read_layer_columns(file, number, self.view)
+    def _read(self, shards: Shards, groups: Iterable[RowGroup]) -> Iterator[RowPlaces]:
+        def read(file: ShardFile, number: int) -> RowPlaces:
+            return read_layer_places(file, number, self.view)
 
         return read_in_order(shards, groups, read)
 
@@ -113,11 +119,12 @@ def open_layer(
     return LayerStream(tuple(opened.url(path) for path in layer_shards(opened, view)), view)
 
 
-def _windows(groups: Sequence[RowGroup], window_rows: int) -> list[list[RowGroup]]:
+def _windows(groups: Sequence[RowGroup], first_rows: int, window_rows: int) -> list[list[RowGroup]]:
     windows: list[list[RowGroup]] = []
-    filled = window_rows
+    filled = wanted = 0
     for group in groups:
-        if filled >= window_rows:
+        if filled >= wanted:
+            wanted = min(first_rows << len(windows), window_rows)
             windows.append([])
             filled = 0
         windows[-1].append(group)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,12 +12,13 @@ from typing import TypeVar
 
 import pyarrow.parquet as pq
 
-from llava_amber_activations.source import is_remote, open_parquet, source_errors
+from llava_amber_activations.source import ShardFile, is_remote, open_parquet, source_errors
 
 # The Hub answers a request in about a tenth of a second, and a layer's columns of a row group are
-# about 1 MB: eight requests at once fill a fast line. A disk wants one to decode meanwhile.
+# about 1 MB: eight requests at once fill a fast line. Here every core decodes, and one more row
+# group is ready when the consumer comes.
 _MOST_AT_ONCE_ON_HUB = 8
-_MOST_AT_ONCE_HERE = 2
+_MOST_AT_ONCE_HERE = min(8, 1 + (os.cpu_count() or 1))
 
 _T = TypeVar("_T")
 
@@ -70,13 +72,13 @@ class Shards:
         on_hub = any(map(is_remote, self._urls))
         return _MOST_AT_ONCE_ON_HUB if on_hub else _MOST_AT_ONCE_HERE
 
-    def open(self, url: str) -> pq.ParquetFile:
+    def open(self, url: str) -> ShardFile:
         """Open a shard by the footer that has been read."""
-        return open_parquet(url, self.footer(url))
+        return ShardFile(url, self.footer(url))
 
 
 def read_in_order(
-    shards: Shards, groups: Iterable[RowGroup], read: Callable[[pq.ParquetFile, int], _T]
+    shards: Shards, groups: Iterable[RowGroup], read: Callable[[ShardFile, int], _T]
 ) -> Iterator[_T]:
     """Yield `read(file, number)` of each row group, in order.
 

@@ -29,6 +29,7 @@ SAMPLE, ID, IMAGE, POSITION, TOKEN_ID = "sample", "id", "image", "position", "to
 KIND, PATCH_ROW, PATCH_COL = "kind", "patch_row", "patch_col"
 LEADING = (SAMPLE, ID, IMAGE, POSITION, TOKEN_ID, KIND, PATCH_ROW, PATCH_COL)
 _STRINGS = (IMAGE, KIND)
+INTEGERS = tuple(name for name in LEADING if name not in _STRINGS)
 
 FLOAT_TYPES = {"float16": pa.float16(), "float32": pa.float32()}
 
@@ -150,7 +151,7 @@ def arrow_to_vectors(column: pa.ChunkedArray | pa.Array) -> Vectors:
     """View a column of vectors as [rows, H]; a column of several chunks is joined first."""
     array = _one_array(column)
     width = array.type.list_size
-    return numbers_of(array.flatten()).reshape(-1, width)
+    return numbers_of(elements_of(array)).reshape(-1, width)
 
 
 def arrow_to_targets(column: pa.ChunkedArray | pa.Array) -> Vectors:
@@ -160,7 +161,7 @@ def arrow_to_targets(column: pa.ChunkedArray | pa.Array) -> Vectors:
         ActivationsError: the rows do not all have the same number of targets.
     """
     array = _one_array(column)
-    vectors = arrow_to_vectors(array.flatten())
+    vectors = arrow_to_vectors(elements_of(array))
     if not len(array):
         return vectors.reshape(0, 0, vectors.shape[1])
     return vectors.reshape(len(array), targets_per_row([array]), -1)
@@ -179,6 +180,22 @@ def targets_per_row(arrays: Sequence[pa.ListArray]) -> int:
     return counts.pop() if counts else 0
 
 
+def elements_of(array: pa.Array) -> pa.Array:
+    """View the elements of a list array's lists; `flatten` imports half of pyarrow first.
+
+    Raises:
+        ActivationsError: a list is missing.
+    """
+    _check_present(array)
+    if pa.types.is_fixed_size_list(array.type):
+        width = array.type.list_size
+        return array.values.slice(array.offset * width, len(array) * width)
+    if not len(array):
+        return array.values.slice(0, 0)
+    first, last = array.offsets[0].as_py(), array.offsets[len(array)].as_py()
+    return array.values.slice(first, last - first)
+
+
 def numbers_of(array: pa.Array) -> npt.NDArray[Any]:
     """View an array of numbers as numpy does.
 
@@ -187,13 +204,17 @@ def numbers_of(array: pa.Array) -> npt.NDArray[Any]:
     Raises:
         ActivationsError: a number is missing.
     """
-    if array.null_count:
-        raise ActivationsError("a vector or a number of a row is missing: the data is damaged")
+    _check_present(array)
     kind = "f" if pa.types.is_floating(array.type) else "i"
     dtype = np.dtype(f"{kind}{array.type.bit_width // 8}")
     if not len(array):
         return np.empty(0, dtype)
     return np.frombuffer(array.buffers()[1], dtype)[array.offset : array.offset + len(array)]
+
+
+def _check_present(array: pa.Array) -> None:
+    if array.null_count:
+        raise ActivationsError("a vector or a number of a row is missing: the data is damaged")
 
 
 def _one_array(column: pa.ChunkedArray | pa.Array) -> pa.Array:

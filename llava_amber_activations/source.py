@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llava_amber_activations.errors import ActivationsError
@@ -113,6 +115,34 @@ def open_parquet(url: str, metadata: pq.FileMetaData | None = None) -> pq.Parque
             raise ActivationsError(
                 f"{url} is damaged ({error}): build or download the dataset again"
             ) from None
+
+
+class ShardFile:
+    """One Parquet file, open: for pyarrow, and as bytes. Used as a context manager."""
+
+    def __init__(self, url: str, metadata: pq.FileMetaData | None = None) -> None:
+        """Open it as `open_parquet` does."""
+        self.parquet = open_parquet(url, metadata)
+        if is_remote(url):
+            from llava_amber_activations.hub_files import open_file
+
+            self._bytes: Any = open_file(url)
+        else:
+            self._bytes = pa.memory_map(url)
+
+    def read(self, start: int, size: int) -> memoryview:
+        """Read bytes, in one request where the file is on the Hub; fewer at its end."""
+        self._bytes.seek(start)
+        read = getattr(self._bytes, "read_buffer", self._bytes.read)
+        # Arrow exports signed bytes.
+        return memoryview(read(size)).cast("B")
+
+    def __enter__(self) -> ShardFile:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bytes.close()
+        self.parquet.close()
 
 
 @contextmanager

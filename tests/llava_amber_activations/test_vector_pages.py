@@ -1,0 +1,197 @@
+"""Pages decoded here against pyarrow's own decoding, and what is left to pyarrow."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from builder.shard_writer import open_shard
+from llava_amber_activations.schema import all_layers_schema, vector_type, vectors_to_arrow
+from llava_amber_activations.source import ShardFile
+from llava_amber_activations.vector_pages import read_vectors
+
+NAMES = ("x_00", "mlp_out_00", "mlp_out_01")
+
+
+def drawn(rows, width, dtype, seed=0):
+    """Any bit patterns: infinities, NaNs with payloads, subnormals, negative zeros."""
+    bits = np.random.default_rng(seed).integers(0, 256, (rows, width, np.dtype(dtype).itemsize))
+    return bits.astype(np.uint8).reshape(rows, -1).view(dtype)
+
+
+def write_shard(path, groups, width, dtype):
+    """Write a shard as `build` does; returns the vectors of each row group by their names."""
+    schema = all_layers_schema(NAMES, width, dtype, 2)
+    written = []
+    with open_shard(path, schema) as shard:
+        for seed, rows in enumerate(groups):
+            vectors = [drawn(rows, width, dtype, 10 * seed + n) for n in range(len(NAMES))]
+            leading = [
+                pa.array(["a"] * rows)
+                if field.type == pa.string()
+                else pa.array([0] * rows, "int32")
+                for field in schema
+                if not pa.types.is_fixed_size_list(field.type)
+            ]
+            shard.write_group([*leading, *map(vectors_to_arrow, vectors)])
+            written.append(dict(zip(NAMES, vectors, strict=True)))
+    return written
+
+
+def bits(vectors):
+    return np.ascontiguousarray(vectors).view(f"u{vectors.dtype.itemsize}")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize(
+    ("groups", "width"),
+    [((64, 64, 5), 32), ((1,), 1), ((3,), 7), ((200,), 5003)],
+    ids=["groups", "one", "odd", "pages"],
+)
+def test_every_bit(tmp_path, groups, width, dtype):
+    """The last shape fills several pages, which end in the middle of rows."""
+    written = write_shard(tmp_path / "shard", groups, width, dtype)
+    with ShardFile(str(tmp_path / "shard")) as shard:
+        for number, vectors in enumerate(written):
+            found = read_vectors(shard, number, NAMES)
+            assert found is not None and list(found) == list(NAMES)
+            for name in NAMES:
+                assert found[name].dtype == dtype
+                assert np.array_equal(bits(found[name]), bits(vectors[name]))
+
+
+def test_into_the_callers_rows(tmp_path):
+    """Rows that are not neighbours: targets side by side, as a layer's table wants them."""
+    written = write_shard(tmp_path / "shard", (10,), 12, "float16")[0]
+    targets = np.zeros((10, 2, 12), np.float16)
+    with ShardFile(str(tmp_path / "shard")) as shard:
+        read_vectors(shard, 0, NAMES[1:], [targets[:, 0], targets[:, 1]])
+    for number, name in enumerate(NAMES[1:]):
+        assert np.array_equal(bits(targets[:, number]), bits(written[name]))
+
+
+def test_only_the_columns_bytes_are_read(tmp_path, monkeypatch):
+    """Neighbours in one read, others not at all."""
+    write_shard(tmp_path / "shard", (64,), 512, "float16")
+    metadata = pq.read_metadata(tmp_path / "shard").row_group(0)
+    columns = {
+        metadata.column(n).path_in_schema.split(".")[0]: metadata.column(n) for n in range(11)
+    }
+    reads = []
+    original = ShardFile.read
+
+    def read(self, start, size):
+        reads.append((start, size))
+        return original(self, start, size)
+
+    monkeypatch.setattr(ShardFile, "read", read)
+    with ShardFile(str(tmp_path / "shard")) as shard:
+        assert read_vectors(shard, 0, ("x_00", "mlp_out_01")) is not None
+        assert read_vectors(shard, 0, NAMES[1:]) is not None
+    far = [columns[name] for name in ("x_00", "mlp_out_01")]
+    near = [columns[name] for name in NAMES[1:]]
+    assert reads == [
+        *((column.data_page_offset, column.total_compressed_size) for column in far),
+        (near[0].data_page_offset, sum(column.total_compressed_size for column in near)),
+    ]
+
+
+def foreign(path, vectors, nullable=False, **options):
+    element = pa.field("element", pa.float16(), nullable=nullable)
+    type_ = pa.list_(element, vectors.shape[1])
+    array = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), type=type_)
+    table = pa.table([array], schema=pa.schema([pa.field("x_00", type_, nullable=nullable)]))
+    split = {"x_00.list.element": "BYTE_STREAM_SPLIT"}
+    defaults = {"compression": "zstd", "use_dictionary": False, "write_statistics": False}
+    defaults |= {"column_encoding": split}
+    pq.write_table(table, path, **{**defaults, **options})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"compression": "snappy"},
+        {"compression": "none"},
+        {"column_encoding": None},
+        {"column_encoding": None, "use_dictionary": True},
+        {"data_page_version": "2.0"},
+        {"nullable": True},
+    ],
+    ids="-".join,
+)
+def test_what_pyarrow_must_read(tmp_path, options):
+    """Whatever another writer chose is left alone; the very same with our choices is read."""
+    vectors = drawn(8, 16, "float16")
+    foreign(tmp_path / "ours", vectors)
+    foreign(tmp_path / "other", vectors, **options)
+    with ShardFile(str(tmp_path / "ours")) as shard:
+        assert np.array_equal(bits(read_vectors(shard, 0, ["x_00"])["x_00"]), bits(vectors))
+    with ShardFile(str(tmp_path / "other")) as shard:
+        assert read_vectors(shard, 0, ["x_00"]) is None
+
+
+def test_missing_elements_are_not_numbers(tmp_path):
+    """A null among the elements of a nullable list is left to pyarrow."""
+    type_ = pa.list_(pa.float16(), 2)
+    array = pa.array([[np.float16(1), None], [np.float16(2), np.float16(3)]], type_)
+    split = {"x_00.list.element": "BYTE_STREAM_SPLIT"}
+    options = {"compression": "zstd", "use_dictionary": False, "write_statistics": False}
+    options |= {"column_encoding": split}
+    pq.write_table(pa.table({"x_00": array}), tmp_path / "nulls", **options)
+    with ShardFile(str(tmp_path / "nulls")) as shard:
+        assert read_vectors(shard, 0, ["x_00"]) is None
+
+
+def test_columns_that_are_not_there(tmp_path):
+    write_shard(tmp_path / "shard", (4,), 8, "float16")
+    with ShardFile(str(tmp_path / "shard")) as shard:
+        assert read_vectors(shard, 0, ["x_07"]) is None
+        assert read_vectors(shard, 0, ["sample"]) is None
+
+
+def test_a_dataset_that_was_built_is_read_this_way(last_dataset):
+    """So that the tests of reading, and users, do not all take the slow way unnoticed."""
+    (path,) = (last_dataset / "all_layers").glob("*.parquet")
+    with ShardFile(str(path)) as shard:
+        assert read_vectors(shard, 0, [f"mlp_out_{n:02d}" for n in range(32)]) is not None
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    path = tmp_path_factory.mktemp("damaged") / "shard"
+    write_shard(path, (6,), 16, "float16")
+    return path
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_damaged_pages(whole, data):
+    """Any byte of a column changed: what pyarrow reads, or nothing, and never another error.
+
+    Where pyarrow refuses a page's header, but not what it needs of it, the values are the right
+    ones.
+    """
+    content = bytearray(whole.read_bytes())
+    column = pq.read_metadata(whole).row_group(0).column(8)
+    at = column.data_page_offset + data.draw(st.integers(0, column.total_compressed_size - 1))
+    content[at] ^= data.draw(st.integers(1, 255))
+    path = whole.with_name("damaged")
+    path.write_bytes(content)
+    with ShardFile(str(path)) as shard:
+        found = read_vectors(shard, 0, ["x_00"])
+        if found is None:
+            return
+        try:
+            table = shard.parquet.read_row_group(0, columns=["x_00"])
+            values = table["x_00"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        except OSError:
+            values = drawn(6, 16, "float16")
+        assert np.array_equal(bits(found["x_00"]).reshape(-1), bits(values).reshape(-1))
+
+
+def test_the_type_is_the_schemas(tmp_path):
+    """The writer's type and the reader's are one."""
+    write_shard(tmp_path / "shard", (2,), 8, "float32")
+    assert pq.read_schema(tmp_path / "shard").field("x_00").type == vector_type(8, "float32")
