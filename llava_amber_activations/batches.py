@@ -13,7 +13,6 @@ from torch.utils.data import IterableDataset, get_worker_info
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.gather import (
     Batch,
-    BatchMemory,
     RowGather,
     RowNumbers,
     RowPlaces,
@@ -21,6 +20,7 @@ from llava_amber_activations.gather import (
     places_in_table,
 )
 from llava_amber_activations.layer_stream import LayerStream, stream_of
+from llava_amber_activations.memory import RecycledMemory
 
 if TYPE_CHECKING:
     import datasets
@@ -48,7 +48,8 @@ def activation_batches(
     What `load_dataset` returned does as well.
 
     Vectors go from Arrow's buffers into tensors of their own dtype (float16 stays float16), never
-    through Python lists; the tensors are the caller's own to change.
+    through Python lists. The tensors are the caller's own to change; those of one batch share
+    memory, so that one which is kept alone is better cloned.
 
     Args:
         dataset: a layer, or one split, prepared or streaming.
@@ -267,7 +268,7 @@ def _table_of(dataset: datasets.Dataset) -> tuple[pa.Table, RowNumbers]:
 
 def _batches(blocks: Iterator[Block], batch_size: int, in_parallel: bool) -> Iterator[Batch]:
     """Cut and join blocks into batches; the last one may be smaller."""
-    memory = BatchMemory()
+    memory = RecycledMemory()
     last: tuple[RowPlaces, RowGather] | None = None
 
     def batch_of(parts: list[Block]) -> Batch:

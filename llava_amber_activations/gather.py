@@ -8,7 +8,6 @@ are, are the ones whose addresses are known, and one `index_select` copies any o
 from __future__ import annotations
 
 import ctypes
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
+from llava_amber_activations.memory import RecycledMemory
 from llava_amber_activations.schema import (
     TARGETS,
     Vectors,
@@ -28,12 +28,6 @@ from llava_amber_activations.schema import (
 
 Batch = dict[str, torch.Tensor]
 RowNumbers = npt.NDArray[np.int64]
-
-# Larger ones gain nothing, and would be held for nothing.
-_MOST_RECYCLED_BYTES = 64 << 20
-_MOST_RECYCLED = 16
-# The list's, the loop's, and the argument of getrefcount.
-_REFERENCES_OF_UNUSED = 3
 
 
 @dataclass(frozen=True)
@@ -133,32 +127,6 @@ def _places(
     return VectorPlaces(addresses.reshape(-1, n) if n else addresses[:, None], shape, dtype)
 
 
-class BatchMemory:
-    """Memory for batches, used again when no tensor holds it any longer.
-
-    Otherwise the allocator may give a batch's memory back and ask for it again with every batch,
-    and touching new pages takes longer than copying into them.
-    """
-
-    def __init__(self) -> None:
-        self._arrays: list[npt.NDArray[np.floating]] = []
-
-    def empty(self, shape: tuple[int, ...], dtype: np.dtype[np.floating]) -> torch.Tensor:
-        """Return a tensor of anything, which holds its memory until nothing refers to it."""
-        for array in self._arrays:
-            if (
-                array.shape == shape
-                and array.dtype == dtype
-                and sys.getrefcount(array) == _REFERENCES_OF_UNUSED
-            ):
-                return torch.from_numpy(array)
-        # numpy asks for huge pages, of which a large batch has few to touch.
-        array = np.empty(shape, dtype)
-        if array.nbytes <= _MOST_RECYCLED_BYTES and len(self._arrays) < _MOST_RECYCLED:
-            self._arrays.append(array)
-        return torch.from_numpy(array)
-
-
 class RowGather:
     """Copies any of some rows into tensors.
 
@@ -169,39 +137,62 @@ class RowGather:
             would wait for each other.
     """
 
-    def __init__(self, places: RowPlaces, memory: BatchMemory, *, in_parallel: bool) -> None:
+    def __init__(self, places: RowPlaces, memory: RecycledMemory, *, in_parallel: bool) -> None:
         self._places = places
         self._memory = memory
         self._in_parallel = in_parallel
-        self._windows = {name: _windows(each) for name, each in places.vectors.items()}
+        kinds: dict[tuple[int, str], list[str]] = {}
+        for name, each in places.vectors.items():
+            kinds.setdefault((each.shape[-1], each.dtype.str), []).append(name)
+        self._laid = [_lay(places, names) for names in kinds.values()]
 
     def rows(self, rows: RowNumbers) -> Batch:
         """Copy rows: integers [B], vectors [B, H], targets [B, n, H]; the caller's own."""
         batch = {
             name: torch.from_numpy(column[rows]) for name, column in self._places.integers.items()
         }
-        for name, (windows, starts) in self._windows.items():
-            shape = (len(rows), *self._places.vectors[name].shape)
-            batch[name] = self._copied(windows, starts[rows].reshape(-1)).view(shape)
+        for laid in self._laid:
+            wanted = [starts[rows].reshape(-1) for starts in laid.starts.values()]
+            copied = self._copied(laid.windows, np.concatenate(wanted))
+            first = 0
+            for name, numbers in zip(laid.starts, wanted, strict=True):
+                part = copied[first : first + len(numbers)]
+                batch[name] = part.view(len(rows), *self._places.vectors[name].shape)
+                first += len(numbers)
         return batch
 
     def _copied(self, windows: torch.Tensor, starts: RowNumbers) -> torch.Tensor:
         if not self._in_parallel:
             return torch.from_numpy(windows.numpy()[starts])
         dtype = windows[:0].numpy().dtype
-        out = self._memory.empty((len(starts), windows.shape[1]), dtype)
+        out = torch.from_numpy(self._memory.empty((len(starts), windows.shape[1]), dtype))
         return torch.index_select(windows, 0, torch.from_numpy(starts), out=out)
 
 
-def _windows(places: VectorPlaces) -> tuple[torch.Tensor, RowNumbers]:
-    """Lay the one tensor over all vectors; return it, and which of its rows they are."""
-    addresses, width, itemsize = places.addresses, places.shape[-1], places.dtype.itemsize
-    if not addresses.size:
-        return torch.from_numpy(np.empty((0, width), places.dtype)), addresses
-    base = int(addresses.min())
-    starts = (addresses - base) // itemsize
-    n_windows = int(starts.max()) + 1
+@dataclass(frozen=True)
+class _Laid:
+    """The one tensor over all vectors of one width and dtype.
+
+    Attributes:
+        windows: [many, H], what begins at every element from the lowest address on.
+        starts: of each name, int64 [rows, n]: at which of those its vectors are.
+    """
+
+    windows: torch.Tensor
+    starts: dict[str, RowNumbers]
+
+
+def _lay(places: RowPlaces, names: Sequence[str]) -> _Laid:
+    vectors = {name: places.vectors[name] for name in names}
+    first = vectors[names[0]]
+    width, itemsize = first.shape[-1], first.dtype.itemsize
+    if not len(places):
+        empty = torch.from_numpy(np.empty((0, width), first.dtype))
+        return _Laid(empty, {name: each.addresses for name, each in vectors.items()})
+    base = min(int(each.addresses.min()) for each in vectors.values())
+    starts = {name: (each.addresses - base) // itemsize for name, each in vectors.items()}
+    n_windows = 1 + max(int(each.max()) for each in starts.values())
     memory = (ctypes.c_char * ((n_windows - 1 + width) * itemsize)).from_address(base)
-    dtype = torch.from_numpy(np.empty(0, places.dtype)).dtype
+    dtype = torch.from_numpy(np.empty(0, first.dtype)).dtype
     laid = torch.frombuffer(memory, dtype=dtype).as_strided((n_windows, width), (1, 1))
-    return laid, starts
+    return _Laid(laid, starts)

@@ -17,6 +17,7 @@ from llava_amber_activations.gather import (
     places_in_table,
 )
 from llava_amber_activations.layers import LayerWindow, mlp_out_name, split_name, x_name
+from llava_amber_activations.memory import RecycledMemory
 from llava_amber_activations.read_ahead import Shards, read_in_order
 from llava_amber_activations.schema import (
     INTEGERS,
@@ -203,7 +204,7 @@ def read_layer(shard: ShardFile, group: int, view: LayerView) -> pa.Table:
     targets = np.empty((n_rows, len(names) - 1, width), x.dtype)
     out = [x, *(targets[:, number] for number in range(len(names) - 1))]
     leading = shard.parquet.read_row_group(group, columns=list(LEADING), use_threads=False)
-    if read_vectors(shard, group, names, out) is None:
+    if read_vectors(shard, group, names, out=out) is None:
         table = shard.parquet.read_row_group(group, columns=names)
         for name, into in zip(names, out, strict=True):
             into[...] = arrow_to_vectors(table[name])
@@ -211,14 +212,16 @@ def read_layer(shard: ShardFile, group: int, view: LayerView) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=layer_schema(schema, view, "the shard"))
 
 
-def read_layer_places(shard: ShardFile, group: int, view: LayerView) -> RowPlaces:
+def read_layer_places(
+    shard: ShardFile, group: int, view: LayerView, memory: RecycledMemory
+) -> RowPlaces:
     """Read one row group of a shard for batches: no strings, and no Arrow columns made of it.
 
     Raises:
         ActivationsError: as `read_layer`.
     """
     names = check_columns(shard.parquet.schema_arrow, view)
-    vectors = read_vectors(shard, group, names) if names else None
+    vectors = read_vectors(shard, group, names, memory=memory) if names else None
     if vectors is None:
         return places_in_table(read_layer(shard, group, view))
     leading = shard.parquet.read_row_group(group, columns=list(INTEGERS), use_threads=False)

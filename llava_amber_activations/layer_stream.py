@@ -12,6 +12,7 @@ import numpy as np
 
 from llava_amber_activations.gather import RowNumbers, RowPlaces, join_places
 from llava_amber_activations.layer_rows import LayerView, layer_shards, read_layer_places, view_of
+from llava_amber_activations.memory import RecycledMemory
 from llava_amber_activations.read_ahead import RowGroup, Shards, read_in_order
 from llava_amber_activations.source import ShardFile, open_source
 
@@ -83,8 +84,10 @@ class LayerStream:
             into = 0
 
     def _read(self, shards: Shards, groups: Iterable[RowGroup]) -> Iterator[RowPlaces]:
+        memory = RecycledMemory()
+
         def read(file: ShardFile, number: int) -> RowPlaces:
-            return read_layer_places(file, number, self.view)
+            return read_layer_places(file, number, self.view, memory)
 
         return read_in_order(shards, groups, read)
 

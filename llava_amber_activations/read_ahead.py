@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,10 +16,13 @@ import pyarrow.parquet as pq
 from llava_amber_activations.source import ShardFile, is_remote, open_parquet, source_errors
 
 # The Hub answers a request in about a tenth of a second, and a layer's columns of a row group are
-# about 1 MB: eight requests at once fill a fast line. Here every core decodes, and one more row
+# about 10 MB: eight requests at once fill a fast line. Here every core decodes, and one more row
 # group is ready when the consumer comes.
 _MOST_AT_ONCE_ON_HUB = 8
-_MOST_AT_ONCE_HERE = min(8, 1 + (os.cpu_count() or 1))
+_AT_ONCE_HERE = min(8, 1 + (os.cpu_count() or 1))
+
+# How many times as long as it worked.
+_WAITED_LONG = 4
 
 _T = TypeVar("_T")
 
@@ -67,10 +71,11 @@ class Shards:
         return RowGroup(url, number, self.footer(url).row_group(number).num_rows)
 
     @property
-    def most_at_once(self) -> int:
-        """How many row groups to read at once."""
-        on_hub = any(map(is_remote, self._urls))
-        return _MOST_AT_ONCE_ON_HUB if on_hub else _MOST_AT_ONCE_HERE
+    def at_once(self) -> tuple[int, int]:
+        """How many row groups to read at once, first and at most."""
+        if any(map(is_remote, self._urls)):
+            return 2, _MOST_AT_ONCE_ON_HUB
+        return _AT_ONCE_HERE, _AT_ONCE_HERE
 
     def open(self, url: str) -> ShardFile:
         """Open a shard by the footer that has been read."""
@@ -83,28 +88,34 @@ def read_in_order(
     """Yield `read(file, number)` of each row group, in order.
 
     Reading runs ahead in threads: one row group ahead at first, so that the first is not kept
-    waiting by those behind it, and one more with each that is taken, up to eight.
+    waiting by those behind it. One more is read at once, up to eight, after each that spent most of
+    its time waiting: more threads than that would only wait for each other.
 
     Raises:
         ActivationsError: a file is damaged, or the Hub does not answer.
     """
 
-    def job(group: RowGroup) -> _T:
+    def job(group: RowGroup) -> tuple[_T, bool]:
+        began, worked = time.monotonic(), time.thread_time()
         with source_errors(group.url, group.url), shards.open(group.url) as file:
-            return read(file, group.number)
+            result = read(file, group.number)
+        elapsed, worked = time.monotonic() - began, time.thread_time() - worked
+        return result, elapsed > _WAITED_LONG * worked
 
     remaining = iter(groups)
-    pending: deque[Future[_T]] = deque()
-    ahead = 1
-    pool = ThreadPoolExecutor(shards.most_at_once, thread_name_prefix="read-ahead")
+    pending: deque[Future[tuple[_T, bool]]] = deque()
+    at_once, most_at_once = shards.at_once
+    pool = ThreadPoolExecutor(most_at_once, thread_name_prefix="read-ahead")
     try:
         while True:
-            while len(pending) < ahead + 1 and (group := next(remaining, None)):
+            while len(pending) < at_once and (group := next(remaining, None)):
                 pending.append(pool.submit(job, group))
             if not pending:
                 return
-            yield pending.popleft().result()
-            ahead = min(ahead + 1, shards.most_at_once - 1)
+            result, waited = pending.popleft().result()
+            yield result
+            if waited:
+                at_once = min(at_once + 1, most_at_once)
     finally:
         # Whoever stops in the middle does not wait for what they no longer want.
         pool.shutdown(wait=False, cancel_futures=True)

@@ -20,13 +20,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from llava_amber_activations.memory import RecycledMemory
 from llava_amber_activations.page_headers import read_struct, without_levels
 from llava_amber_activations.schema import FLOAT_TYPES, Vectors
 from llava_amber_activations.source import ShardFile
@@ -50,12 +50,18 @@ class _Column:
 
 
 def read_vectors(
-    shard: ShardFile, group: int, names: Sequence[str], out: Sequence[Vectors] | None = None
+    shard: ShardFile,
+    group: int,
+    names: Sequence[str],
+    *,
+    out: Sequence[Vectors] | None = None,
+    memory: RecycledMemory | None = None,
 ) -> dict[str, Vectors] | None:
     """Read vectors of one row group: [rows, H] each, as `file.read_row_group` gives them.
 
     Args:
         names: columns of the shard.
+        memory: for the vectors, where `out` is not given.
         out: of each, where it goes: [rows, H] of the shard's dtype, whose rows are contiguous.
 
     Returns:
@@ -67,8 +73,9 @@ def read_vectors(
         return None
     pages = _fetch(shard, columns)
     if out is None:
-        # Of Arrow's pool, which keeps memory: touching new pages costs as much as decoding.
-        out = list(_new(columns))
+        first = columns[0]
+        shape = (len(columns), first.rows, first.width)
+        out = list((memory or RecycledMemory()).empty(shape, first.dtype))
     try:
         for column, into in zip(columns, out, strict=True):
             _decode(pages[column.name], column, into)
@@ -114,12 +121,6 @@ def _find(file: pq.ParquetFile, group: int, names: Sequence[str]) -> list[_Colum
             )
         )
     return found if len({(column.width, column.dtype) for column in found}) == 1 else None
-
-
-def _new(columns: Sequence[_Column]) -> Vectors:
-    shape = (len(columns), columns[0].rows, columns[0].width)
-    buffer = pa.allocate_buffer(prod(shape) * columns[0].dtype.itemsize)
-    return np.frombuffer(buffer, columns[0].dtype).reshape(shape)
 
 
 def _fetch(shard: ShardFile, columns: Sequence[_Column]) -> dict[str, memoryview]:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import gc
+import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+REPEATS = 5
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,25 @@ def alternate(
             candidates[name]()
             seconds[name].append(time.perf_counter() - start)
     return seconds
+
+
+def touch(tensor: torch.Tensor) -> None:
+    """Read a value of every page, as whoever uses the tensor would."""
+    tensor.contiguous().view(torch.uint8).view(-1)[::4096].sum()
+
+
+def run_section(measure: Callable[[Path, int], list[Line]], about: str | None) -> None:
+    """Be a section's command line: measure in a scratch folder, and print the table, or JSON."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("scratch", type=Path, help="folder for what is made; made where missing")
+    parser.add_argument("--repeats", type=int, default=REPEATS)
+    parser.add_argument("--json", type=Path, help="write the lines there")
+    arguments = parser.parse_args()
+    arguments.scratch.mkdir(parents=True, exist_ok=True)
+    lines = measure(arguments.scratch, arguments.repeats)
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps([dataclasses.asdict(line) for line in lines]))
+    print(table(lines))
 
 
 def rates(amount: float, seconds: Sequence[float]) -> list[float]:

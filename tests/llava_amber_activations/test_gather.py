@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from llava_amber_activations import ActivationsError
 from llava_amber_activations.gather import (
-    BatchMemory,
     RowGather,
     join_places,
     places_in_table,
 )
+from llava_amber_activations.memory import RecycledMemory
 from llava_amber_activations.schema import default_schema, targets_to_arrow, vectors_to_arrow
 
 
@@ -63,7 +63,7 @@ def test_any_rows_of_any_chunks(sizes, n, dtype, in_parallel, data):
     start = data.draw(st.integers(0, len(table) - 1))
     table = table.slice(start, data.draw(st.integers(1, len(table) - start)))
     rows = data.draw(st.lists(st.integers(0, len(table) - 1), min_size=1, max_size=12))
-    gather = RowGather(places_in_table(table), BatchMemory(), in_parallel=in_parallel)
+    gather = RowGather(places_in_table(table), RecycledMemory(), in_parallel=in_parallel)
     batch = gather.rows(np.array(rows))
     assert batch["targets"].shape == (len(rows), n, 6) and batch["x"].dtype == getattr(torch, dtype)
     check(batch, taken(table, rows))
@@ -74,21 +74,21 @@ def test_joined_places():
     tables = [layer_table(3, 2, seed=1), layer_table(4, 2, seed=2)]
     places = join_places([places_in_table(table) for table in tables])
     assert len(places) == 7
-    batch = RowGather(places, BatchMemory(), in_parallel=True).rows(np.array([6, 0, 3]))
+    batch = RowGather(places, RecycledMemory(), in_parallel=True).rows(np.array([6, 0, 3]))
     check(batch, taken(pa.concat_tables(tables), [6, 0, 3]))
 
 
 def test_an_empty_table():
     places = places_in_table(layer_table(0, 2))
     assert len(places) == 0
-    batch = RowGather(places, BatchMemory(), in_parallel=True).rows(np.empty(0, np.int64))
+    batch = RowGather(places, RecycledMemory(), in_parallel=True).rows(np.empty(0, np.int64))
     assert batch["x"].shape == (0, 6) and len(batch["sample"]) == 0
 
 
 def test_batches_that_are_kept_stay_as_they_are():
     """Memory is used again only when nothing refers to it, a view or numpy's array included."""
     table = layer_table(40, 2)
-    gather = RowGather(places_in_table(table), BatchMemory(), in_parallel=True)
+    gather = RowGather(places_in_table(table), RecycledMemory(), in_parallel=True)
     kept = [gather.rows(np.arange(n, n + 4)) for n in range(8)]
     views = [gather.rows(np.arange(n, n + 4))["x"][1:, :3] for n in range(8, 16)]
     arrays = [gather.rows(np.arange(n, n + 4))["targets"].numpy() for n in range(16, 24)]
@@ -103,7 +103,7 @@ def test_batches_that_are_kept_stay_as_they_are():
 
 
 def test_memory_is_used_again():
-    gather = RowGather(places_in_table(layer_table(40, 2)), BatchMemory(), in_parallel=True)
+    gather = RowGather(places_in_table(layer_table(40, 2)), RecycledMemory(), in_parallel=True)
     addresses = {gather.rows(np.arange(n, n + 4))["x"].data_ptr() for n in range(30)}
     assert len(addresses) == 1
 
@@ -111,7 +111,7 @@ def test_memory_is_used_again():
 def test_batches_are_the_callers_own():
     """Writing to one changes neither the data nor the next batch."""
     table = layer_table(4, 1)
-    gather = RowGather(places_in_table(table), BatchMemory(), in_parallel=True)
+    gather = RowGather(places_in_table(table), RecycledMemory(), in_parallel=True)
     gather.rows(np.arange(4))["x"].zero_()
     check(gather.rows(np.arange(4)), taken(table, range(4)))
 

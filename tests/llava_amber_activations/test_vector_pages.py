@@ -67,7 +67,7 @@ def test_into_the_callers_rows(tmp_path):
     written = write_shard(tmp_path / "shard", (10,), 12, "float16")[0]
     targets = np.zeros((10, 2, 12), np.float16)
     with ShardFile(str(tmp_path / "shard")) as shard:
-        read_vectors(shard, 0, NAMES[1:], [targets[:, 0], targets[:, 1]])
+        read_vectors(shard, 0, NAMES[1:], out=[targets[:, 0], targets[:, 1]])
     for number, name in enumerate(NAMES[1:]):
         assert np.array_equal(bits(targets[:, number]), bits(written[name]))
 

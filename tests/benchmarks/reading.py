@@ -1,0 +1,190 @@
+"""1 Training batches: random order, `x` and 16 targets (or all 64 vectors) as tensors, touched.
+
+    python tests/benchmarks/reading.py SCRATCH
+
+Each candidate runs through one epoch. Files of `.pt` are read in random order, and their rows in
+the order that they have, which is the least that such a folder costs. A safetensors file is mapped
+and its rows taken at random. The memory copy copies the same bytes, in order, a batch at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from ground import BATCH, LAYER, MANY_ROWS, Ground, all_names, layer_names
+from made_store import Shape
+from measuring import Line, alternate, rates, run_section, touch
+from safetensors.torch import load_file
+
+from llava_amber_activations import activation_batches, load_activations, open_layer
+
+SECTION = "1 Training batches"
+
+
+def measure(scratch: Path, repeats: int) -> list[Line]:
+    """Measure one layer in batches of 64 and 4096 rows, and all layers in batches of 64."""
+    datasets.disable_progress_bars()
+    ground = Ground(scratch)
+    return [
+        *_one_layer(ground, Shape(), BATCH, repeats),
+        *_one_layer(ground, MANY_ROWS, 4096, repeats),
+        *_all_layers(ground, repeats),
+    ]
+
+
+def _one_layer(ground: Ground, shape: Shape, batch_size: int, repeats: int) -> list[Line]:
+    folder = ground.dataset(shape)
+    prepared = load_activations(folder, layer=LAYER, cache_dir=ground.scratch / "cache")
+    streamed = open_layer(folder, LAYER)
+    pt = ground.layers(batch_size, shape) / f"L{LAYER}"
+    safetensors = ground.safetensors(shape)
+    memory = torch.stack(ground.vectors(layer_names(), shape), dim=1)
+    formatted = prepared.with_format("torch", columns=["x", "targets"])
+
+    def ours(source: object) -> Callable[[], None]:
+        def run() -> None:
+            for batch in activation_batches(source, batch_size, shuffle=True, seed=0):
+                touch(batch["x"])
+                touch(batch["targets"])
+
+        return run
+
+    def torch_load() -> None:
+        for number in np.random.default_rng(0).permutation(len(list(pt.glob("*_x.pt")))):
+            x = torch.load(pt / f"batch_{number}_x.pt", weights_only=True)
+            y = torch.load(pt / f"batch_{number}_y.pt", weights_only=True)
+            touch(x["x"])
+            for target in y["targets"]:
+                touch(target)
+
+    def with_format() -> None:
+        order = np.random.default_rng(0).permutation(shape.rows)
+        for start in range(0, shape.rows, batch_size):
+            batch = formatted[order[start : start + batch_size]]
+            touch(batch["x"])
+            touch(batch["targets"])
+
+    def mapped() -> None:
+        tensors = load_file(safetensors)
+        order = torch.from_numpy(np.random.default_rng(0).permutation(shape.rows))
+        for rows in order.split(batch_size):
+            touch(tensors["x"].index_select(0, rows))
+            touch(tensors["targets"].index_select(0, rows))
+
+    def copied() -> None:
+        for start in range(0, shape.rows, batch_size):
+            touch(memory[start : start + batch_size].clone())
+
+    seconds = alternate(
+        {
+            "ours": ours(prepared),
+            "ours, from the shards": ours(streamed),
+            "torch.load": torch_load,
+            "with_format": with_format,
+            "safetensors": mapped,
+            "copy": copied,
+        },
+        repeats,
+    )
+    size = shape.rows * shape.layer_row_bytes / 1e6
+    figures = {name: rates(size, times) for name, times in seconds.items()}
+    work = f"one layer, batches of {batch_size}"
+    lines = [
+        Line(SECTION, work, other, "MB/s", figures["ours"], figures[name], aim, note)
+        for name, other, aim, note in (
+            ("torch.load", "torch.load of the layers layout", ">= 5", ""),
+            ("with_format", 'with_format("torch")', ">= 15", "its tensors are float32"),
+            ("safetensors", "a safetensors file, rows taken", "", ""),
+            ("copy", "copying the bytes in memory", ">= 0.8", ""),
+        )
+    ]
+    shards, other = figures["ours, from the shards"], figures["torch.load"]
+    work = f"one layer, batches of {batch_size}, from the shards (nothing prepared)"
+    return [*lines, Line(SECTION, work, "torch.load of the layers layout", "MB/s", shards, other)]
+
+
+def _all_layers(ground: Ground, repeats: int) -> list[Line]:
+    shape, names = Shape(), all_names()
+    # load_dataset alone opens the folder; this project's part is the batches.
+    prepared = datasets.load_dataset(
+        str(ground.dataset(shape)), "all_layers", split="train", cache_dir=ground.scratch / "cache"
+    )
+    formatted = prepared.with_format("torch", columns=names)
+    # What holds every vector that the layout has: each x, and the targets of L0 and of L15.
+    pt = ground.layers(BATCH, shape, "0-30")
+    files = [
+        *(f"L{layer}/batch_%d_x.pt" for layer in range(31)),
+        *(f"L{n}/batch_%d_y.pt" for n in (0, 15)),
+    ]
+    tensors = load_file(ground.all_safetensors())
+    memory = torch.stack(ground.vectors(names), dim=1)
+
+    def ours() -> None:
+        for batch in activation_batches(prepared, BATCH, shuffle=True, seed=0):
+            for name in names:
+                touch(batch[name])
+
+    def torch_load() -> None:
+        for number in np.random.default_rng(0).permutation(-(-shape.rows // BATCH)):
+            for file in files:
+                loaded = torch.load(pt / (file % number), weights_only=True)
+                for tensor in loaded.get("targets", [loaded.get("x")]):
+                    touch(tensor)
+
+    def with_format() -> None:
+        order = np.random.default_rng(0).permutation(shape.rows)
+        for start in range(0, shape.rows, BATCH):
+            batch = formatted[order[start : start + BATCH]]
+            for name in names:
+                touch(batch[name])
+
+    def mapped() -> None:
+        order = torch.from_numpy(np.random.default_rng(0).permutation(shape.rows))
+        for rows in order.split(BATCH):
+            for name in names:
+                touch(tensors[name].index_select(0, rows))
+
+    def copied() -> None:
+        for start in range(0, shape.rows, BATCH):
+            touch(memory[start : start + BATCH].clone())
+
+    seconds = alternate(
+        {
+            "ours": ours,
+            "torch.load": torch_load,
+            "with_format": with_format,
+            "safetensors": mapped,
+            "copy": copied,
+        },
+        repeats,
+    )
+    size = shape.rows * shape.row_bytes / 1e6
+    figures = {name: rates(size, times) for name, times in seconds.items()}
+    # 31 x and 31 mlp_out: the layout has neither the last x nor the first mlp_out.
+    figures["torch.load"] = [62 / 64 * rate for rate in figures["torch.load"]]
+    return [
+        Line(
+            SECTION,
+            "all layers, batches of 64",
+            other,
+            "MB/s",
+            figures["ours"],
+            figures[name],
+            aim,
+            note,
+        )
+        for name, other, aim, note in (
+            ("torch.load", "torch.load of the layers layout", ">= 5", "only the files it needs"),
+            ("with_format", 'with_format("torch")', ">= 15", "its tensors are float32"),
+            ("safetensors", "a safetensors file, rows taken", "", ""),
+            ("copy", "copying the bytes in memory", ">= 0.8", ""),
+        )
+    ]
+
+
+if __name__ == "__main__":
+    run_section(measure, __doc__)

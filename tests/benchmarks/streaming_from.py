@@ -1,0 +1,96 @@
+"""What `streaming.py` measures, once the Hub stands and the environment names it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import pyarrow.parquet as pq
+from ground import BATCH, LAYER, Ground, layer_names
+from made_store import Shape
+from measuring import Line, alternate, rates, touch
+
+from builder.push import push
+from llava_amber_activations import LayerStream, activation_batches, open_layer
+
+SECTION = "3 Streaming"
+REPO = "lab/bench-activations"
+
+
+class Hub(Protocol):
+    """What counts the bytes."""
+
+    def bytes_sent(self, *, reset: bool = False) -> int:
+        """Return the bytes of shards sent since the last reset."""
+
+
+def measure_from(hub: Hub, scratch: Path, repeats: int) -> list[Line]:
+    """Measure rows a second and bytes fetched, in the order of the shards and mixed."""
+    folder = Ground(scratch).dataset()
+    push(folder, REPO)
+    shards = sorted((folder / "all_layers").iterdir())
+    needed = sum(map(needed_bytes, shards))
+    layer = open_layer(REPO, LAYER)
+    seconds = alternate(
+        {
+            "in order": reader(layer, shuffle=False),
+            "mixed": reader(layer, shuffle=True),
+            "pyarrow": lambda: decode(shards),
+        },
+        repeats,
+    )
+    figures = {name: rates(Shape().rows, times) for name, times in seconds.items()}
+    fetched = []
+    for _ in range(repeats):
+        hub.bytes_sent(reset=True)
+        reader(open_layer(REPO, LAYER), shuffle=True)()
+        fetched.append(hub.bytes_sent() / 1e6)
+    lines = [
+        Line(
+            SECTION,
+            f"one layer from a Hub on loopback, {order}",
+            "pyarrow on the local files",
+            "rows/s",
+            figures[order],
+            figures["pyarrow"],
+            ">= 0.9",
+        )
+        for order in ("in order", "mixed")
+    ]
+    columns = [needed / 1e6] * repeats
+    work = "bytes fetched, footers included"
+    return [*lines, Line(SECTION, work, "the columns' bytes", "MB", fetched, columns, "<= 1.05")]
+
+
+def reader(layer: LayerStream, *, shuffle: bool) -> Callable[[], None]:
+    """Return a pass over a layer's batches."""
+
+    def run() -> None:
+        for batch in activation_batches(layer, BATCH, shuffle=shuffle):
+            touch(batch["x"])
+            touch(batch["targets"])
+
+    return run
+
+
+def decode(shards: list[Path]) -> None:
+    """Decode a layer's columns with pyarrow alone."""
+    for path in shards:
+        with pq.ParquetFile(path, memory_map=True) as file:
+            for group in range(file.num_row_groups):
+                file.read_row_group(group, columns=["sample", "position", *layer_names()])
+
+
+def needed_bytes(path: Path) -> int:
+    """Return the bytes of the columns that a layer's batches need."""
+    metadata = pq.read_metadata(path)
+    integers = ("sample", "id", "position", "token_id", "patch_row", "patch_col")
+    names = {*integers, *layer_names()}
+    return sum(
+        column.total_compressed_size
+        for number in range(metadata.num_row_groups)
+        for index in range(metadata.num_columns)
+        for column in [metadata.row_group(number).column(index)]
+        if column.path_in_schema.partition(".")[0] in names
+    )
