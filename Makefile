@@ -1,11 +1,12 @@
 # make demo   the whole pipeline on a tiny random LLaVA, on the CPU
 # make test   the test suite
-# Both make their own virtual environment first.
+# make bench  the benchmark: a table and a plot in tests/benchmarks (an hour, 25 GB of scratch)
+# They make their own virtual environment first.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test bench lint clean
 
 demo: $(VENV)/.installed
 	rm -rf demo-output
@@ -13,6 +14,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n 2 tests
+
+bench: $(VENV)/.installed
+	$(BIN)/python tests/benchmarks/bench.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 import torch
 from tqdm import tqdm
 
@@ -31,6 +34,7 @@ from llava_amber_activations.source import Source, open_source
 
 Layout = Literal["layers", "samples"]
 DEFAULT_BATCH_SIZE = 64
+_SAVED_AT_ONCE = 3
 
 
 @dataclass(frozen=True)
@@ -152,7 +156,8 @@ def _export_layer(
     ]
     missing = [number for number, (x, y) in enumerate(names) if not (x.exists() and y.exists())]
     tables = layer_ranges(source, paths, view, [batches[number].rows for number in missing])
-    for number, table in zip(missing, tables, strict=True):
+
+    def save(number: int, table: pa.Table) -> None:
         batch = batches[number]
         shape = (batch.n_samples, len(batch.rows) // batch.n_samples, -1)
         x, stacked = vectors_of(table)
@@ -160,6 +165,16 @@ def _export_layer(
         targets += [torch.zeros_like(targets[0]) for _ in range(pad_to - len(targets))]
         save_pt(names[number][0], {"x": _tensor(x, shape)})
         save_pt(names[number][1], {"y": targets[0], "targets": targets, "n_targets": len(targets)})
+
+    # One batch waits for the disk while another is copied and a third is read.
+    saving: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(_SAVED_AT_ONCE) as pool:
+        for number, table in zip(missing, tables, strict=True):
+            if len(saving) == _SAVED_AT_ONCE:
+                saving.popleft().result()
+            saving.append(pool.submit(save, number, table))
+        for future in saving:
+            future.result()
     return 2 * len(missing)
 
 

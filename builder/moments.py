@@ -70,12 +70,13 @@ def moments_of(vectors: Vectors) -> Moments:
     mean = rows.mean(axis=0)
     squared_norms = np.einsum("rh,rh->r", rows, rows)
     rms = np.sqrt(squared_norms / rows.shape[1])
+    rows -= mean
     octaves = np.log2(np.maximum(rms, 2.0**_FIRST_OCTAVE)) - _FIRST_OCTAVE
     bins = np.minimum((octaves * _BINS_PER_OCTAVE).astype(np.int64), _N_BINS - 1)
     return Moments(
         n=len(rows),
         mean=mean,
-        squares=((rows - mean) ** 2).sum(axis=0),
+        squares=np.einsum("rh,rh->h", rows, rows),
         norm_sum=float(np.sqrt(squared_norms).sum()),
         rms_counts=np.bincount(bins, minlength=_N_BINS),
     )

@@ -49,15 +49,28 @@ def plan_row_groups(rows_of_samples: Sequence[int], row_bytes: int) -> list[rang
 
 
 def plan_shards(groups: Sequence[range], row_bytes: int, max_shard_bytes: int) -> list[list[range]]:
-    """Deal row groups out to shards of at most `max_shard_bytes` uncompressed, in order.
+    """Deal row groups out, in order, to as few shards of at most `max_shard_bytes` as can be.
 
-    A shard holds at least one row group.
+    Bytes are those before compression. A shard holds at least one row group, and all are of about
+    the same size, so that those who write or read them at once are done at once.
     """
+    n_shards = len(_filled(groups, row_bytes, max_shard_bytes))
+    total = sum(map(len, groups)) * row_bytes
+    # Row groups cannot be cut: an even share may need a little more to end up in as many shards.
+    share = -(-total // max(n_shards, 1))
+    step = max(1, share // 64)
+    while len(shards := _filled(groups, row_bytes, min(share, max_shard_bytes))) > n_shards:
+        share += step
+    return shards
+
+
+def _filled(groups: Sequence[range], row_bytes: int, shard_bytes: int) -> list[list[range]]:
+    """Fill shard after shard."""
     shards: list[list[range]] = []
     filled = 0
     for group in groups:
         size = len(group) * row_bytes
-        if not shards or filled + size > max_shard_bytes:
+        if not shards or filled + size > shard_bytes:
             shards.append([])
             filled = 0
         shards[-1].append(group)

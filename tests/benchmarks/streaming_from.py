@@ -8,6 +8,8 @@ from typing import Protocol
 
 import pyarrow.parquet as pq
 from ground import BATCH, LAYER, Ground, layer_names
+from growth import SECTION as GROWTH
+from growth import SHAPES as GROWN
 from made_store import Shape
 from measuring import Line, alternate, rates, touch
 
@@ -60,7 +62,25 @@ def measure_from(hub: Hub, scratch: Path, repeats: int) -> list[Line]:
     ]
     columns = [needed / 1e6] * repeats
     work = "bytes fetched, footers included"
-    return [*lines, Line(SECTION, work, "the columns' bytes", "MB", fetched, columns, "<= 1.05")]
+    lines.append(Line(SECTION, work, "the columns' bytes", "MB", fetched, columns, "<= 1.05"))
+    return [*lines, *_growth(scratch, repeats)]
+
+
+def _growth(scratch: Path, repeats: int) -> list[Line]:
+    """Rows a second at 1×, 4× and 16× rows, on the shapes of `growth.py`."""
+    candidates = {}
+    for shape in GROWN:
+        repo = f"{REPO}-{shape.rows}"
+        push(Ground(scratch).dataset(shape), repo)
+        candidates[str(shape.rows)] = reader(open_layer(repo, LAYER), shuffle=True)
+    seconds = alternate(candidates, repeats)
+    figures = {rows: rates(int(rows), times) for rows, times in seconds.items()}
+    first = str(GROWN[0].rows)
+    return [
+        Line(GROWTH, f"streaming, {rows} rows", f"{first} rows", "rows/s", rate, figures[first])
+        for rows, rate in figures.items()
+        if rows != first
+    ]
 
 
 def reader(layer: LayerStream, *, shuffle: bool) -> Callable[[], None]:
