@@ -1,0 +1,202 @@
+"""7 A peer: SAELens' `CacheActivationsRunner`, in a virtual environment of its own.
+
+    python tests/benchmarks/peer_sae_lens.py SCRATCH
+
+A tiny random Llama of 32 layers, the same weights and the same token ids on both sides, every
+position kept, float32. What is timed is running the model and writing; loading it is not.
+
+The same work: one forward pass over the tokens, and one vector a position on the disk.
+Not the same: theirs takes one hook a run, so that the 64 that a set of CLTs needs are 64 forward
+passes; it writes Arrow, and token ids with each. Ours keeps all 64 of one pass, always, so that for
+one hook it writes 64 times what was asked for; it hashes what it writes and fsyncs it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import datasets
+import torch
+from measuring import Line, run_section
+from tokenizers import Tokenizer, models
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from capture.decoder import find_decoder
+from capture.taps import Taps
+from llava_amber_activations.store import Chunk, vector_names, write_chunk
+
+SECTION = "7 A peer"
+N_LAYERS, WIDTH = 32, 128
+CONTEXT, BATCH, N_SEQUENCES = 128, 8, 16
+TOKENS = CONTEXT * N_SEQUENCES
+VOCABULARY = 512
+
+# The layer's output stands for `x`: theirs hooks what modules return, not what they receive.
+HOOKS = [f"model.layers.{n}{part}" for n in range(N_LAYERS) for part in ("", ".mlp")]
+
+
+def measure(scratch: Path, repeats: int) -> list[Line]:
+    """Measure one hook and all 64, in turn with ours."""
+    folder = scratch / "peer"
+    python = _environment(folder)
+    ids = _model_and_tokens(folder)
+    ours, theirs = folder / "ours.safetensors", folder / "theirs"
+    model = LlamaForCausalLM.from_pretrained(folder / "model", dtype=torch.float32).eval()
+    peer = subprocess.Popen(
+        [
+            python,
+            str(Path(__file__).with_name("sae_lens_side.py")),
+            folder,
+            str(TOKENS),
+            str(WIDTH),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "CUDA_VISIBLE_DEVICES": ""},
+    )
+    try:
+        _answer(peer)
+        for hooks in (HOOKS[:2], HOOKS[:1]):
+            _theirs(peer, theirs, hooks)
+        mine: list[float] = []
+        of_one: list[float] = []
+        of_all: list[float] = []
+        _ours(model, ids, ours)
+        for _ in range(repeats):
+            mine.append(_ours(model, ids, ours))
+            of_one.append(_theirs(peer, theirs, HOOKS[:1]))
+            of_all.append(_theirs(peer, theirs, HOOKS))
+        rows = _check_alike(ours, theirs)
+    finally:
+        peer.kill()
+        peer.wait()
+    written = sum(path.stat().st_size for path in theirs.rglob("*") if path.is_file())
+    size = ours.stat().st_size
+    return [
+        Line(
+            SECTION,
+            "64 hooks of one text model",
+            "CacheActivationsRunner, 64 runs",
+            "positions/s",
+            [TOKENS / one for one in mine],
+            [TOKENS / one for one in of_all],
+            note="one pass against 64",
+        ),
+        Line(
+            SECTION,
+            "64 hooks of one text model",
+            "CacheActivationsRunner, 1 hook",
+            "positions/s",
+            [TOKENS / one for one in mine],
+            [TOKENS / one for one in of_one],
+            note="64 times the vectors",
+        ),
+        Line(
+            SECTION,
+            "bytes written for 64 hooks",
+            "CacheActivationsRunner",
+            "KiB a position",
+            [size / TOKENS / 1024],
+            [written / TOKENS / 1024],
+            note=f"{rows} rows of {TOKENS} asked for; both float32",
+        ),
+    ]
+
+
+def _environment(folder: Path) -> Path:
+    """Make the peer's virtual environment, torch first, so that its version is ours."""
+    python = folder / "venv" / "bin" / "python"
+    if not (folder / "installed").exists():
+        constraints = Path(__file__).parents[1] / "constraints.txt"
+        subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
+        for package in ("torch", "sae-lens"):
+            install = [python, "-m", "pip", "install", "--quiet", "--constraint", constraints]
+            subprocess.run([*install, package], check=True)
+        (folder / "installed").touch()
+    return python
+
+
+def _model_and_tokens(folder: Path) -> torch.Tensor:
+    """Save a random model, a tokenizer and token ids for both sides: int64 [sequences, T]."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, VOCABULARY, (N_SEQUENCES, CONTEXT), generator=generator)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH,
+        num_hidden_layers=N_LAYERS,
+        num_attention_heads=4,
+        vocab_size=VOCABULARY,
+        initializer_range=0.15,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    vocabulary = {f"t{number}": number for number in range(VOCABULARY)}
+    PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="t0")),
+        **{"unk_token": "t0", "bos_token": "t1", "eos_token": "t2", "pad_token": "t0"},
+    ).save_pretrained(folder / "model")
+    # More than is asked for: theirs must not run out in the middle of a batch.
+    (folder / "tokens.json").write_text(json.dumps(ids.repeat(2, 1).tolist()))
+    return ids
+
+
+@torch.inference_mode()
+def _ours(model: LlamaForCausalLM, ids: torch.Tensor, out: Path) -> float:
+    """Capture all layers and write a chunk; return the seconds."""
+    start = time.perf_counter()
+    decoder = find_decoder(model.base_model)
+    parts = []
+    with Taps(decoder, "resid_mid", torch.float32) as taps:
+        for batch in ids.split(BATCH):
+            with taps.aimed(torch.arange(batch.numel()), torch.device("cpu")) as gathered:
+                model.base_model(input_ids=batch, use_cache=False)
+            parts.append(gathered)
+    names = vector_names(N_LAYERS)
+    tensors = dict(zip(names, torch.cat(parts, dim=1).unbind(), strict=True))
+    sample = torch.arange(N_SEQUENCES, dtype=torch.int32).repeat_interleave(CONTEXT)
+    position = torch.arange(CONTEXT, dtype=torch.int32).repeat(N_SEQUENCES)
+    token_id = ids.reshape(-1).to(torch.int32)
+    write_chunk(out, {**tensors, "sample": sample, "position": position, "token_id": token_id}, [])
+    return time.perf_counter() - start
+
+
+def _theirs(peer: subprocess.Popen[str], out: Path, hooks: Sequence[str]) -> float:
+    assert peer.stdin is not None
+    peer.stdin.write(" ".join([str(out), *hooks]) + "\n")
+    peer.stdin.flush()
+    return float(_answer(peer))
+
+
+def _answer(peer: subprocess.Popen[str]) -> str:
+    assert peer.stdout is not None
+    line = peer.stdout.readline()
+    if not line:
+        raise RuntimeError("the peer's process ended")
+    return line.strip()
+
+
+def _check_alike(ours: Path, theirs: Path) -> int:
+    """Check that both sides hold the same MLP outputs; return how many rows theirs has."""
+    chunk = Chunk(ours)
+    rows = 0
+    for layer in (0, 17, N_LAYERS - 1):
+        dataset = datasets.load_from_disk(str(theirs / f"model.layers.{layer}.mlp"))
+        found = torch.tensor(dataset.with_format("numpy")[:][f"model.layers.{layer}.mlp"])
+        rows = found.shape[0] * found.shape[1]
+        expected = chunk.rows(f"mlp_out_{layer:02d}", 0, TOKENS)
+        error = (found.reshape(-1, WIDTH)[:TOKENS] - expected).norm() / expected.norm()
+        if error > 1e-3:
+            raise RuntimeError(f"layer {layer} differs by {error:.1e} between the two")
+    return rows
+
+
+if __name__ == "__main__":
+    run_section(measure, __doc__)
