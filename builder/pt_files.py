@@ -17,6 +17,7 @@ import torch
 
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files import written_whole
+from llava_amber_activations.finite import finite_rows
 
 EXPORT_FILE = "export.json"
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32)
@@ -153,7 +154,7 @@ def check_values(tensor: torch.Tensor, path: Path) -> None:
     Raises:
         ActivationsError: it is not.
     """
-    if not torch.isfinite(tensor).all():
+    if not finite_rows(tensor).all():
         raise ActivationsError(
             f"{path} has values that are not finite: they were lost before this file was written"
         )

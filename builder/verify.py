@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import torch
 from tqdm import tqdm
 
 from builder.build import store_contents
 from builder.store_features import features_contents
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files import sha256_of
+from llava_amber_activations.finite import finite_rows, finite_rows_of_array
 from llava_amber_activations.folder import (
     ALL_LAYERS,
     ALL_LAYERS_SPLIT,
@@ -92,7 +92,7 @@ def _verify_store(store: Path) -> Verified:
             )
         for name in vector_names(recipe.n_layers):
             shape = (len(expected), recipe.hidden_size)
-            if tensors[name].shape != shape or not torch.isfinite(tensors[name]).all():
+            if tensors[name].shape != shape or not finite_rows(tensors[name]).all():
                 raise ActivationsError(f"{name} of {chunk.path} is not {list(shape)} finite values")
         n_rows += len(expected)
     return Verified("capture store", len(chunks), n_rows, "checksums, samples, finite values")
@@ -233,7 +233,7 @@ def _check_finite(table: pa.Table, where: str) -> None:
             vectors = arrow_to_targets(table[field.name])
         else:
             continue
-        finite = np.isfinite(vectors).reshape(len(table), -1).all(axis=1)
+        finite = finite_rows_of_array(vectors)
         if not finite.all():
             sample = table[SAMPLE][int(np.argmin(finite))].as_py()
             raise ActivationsError(f"{field.name} of sample {sample} in {where} is not finite")

@@ -18,6 +18,7 @@ from capture.settings import CaptureSettings
 from capture.taps import Taps
 from capture.transcoders import Encoder, pool
 from llava_amber_activations.errors import ActivationsError
+from llava_amber_activations.finite import finite_rows
 from llava_amber_activations.store import (
     PLACE_TENSORS,
     ROW_TENSORS,
@@ -177,7 +178,7 @@ def join_features(
         if not parts:
             continue
         joined[layer] = torch.cat(parts)[order]
-        finite = torch.isfinite(joined[layer]).all(dim=1)
+        finite = finite_rows(joined[layer])
         if not finite.all():
             bad = int(sample[order][finite.logical_not()][0])
             raise ActivationsError(
@@ -231,7 +232,7 @@ def check_finite(tensors: dict[str, torch.Tensor], n_layers: int) -> None:
     # In the order in which the model computes them: what follows the first is its consequence.
     for names in zip(x_names, mlp_out_names, strict=True):
         for name in names:
-            finite = torch.isfinite(tensors[name]).all(dim=1)
+            finite = finite_rows(tensors[name])
             if not finite.all():
                 sample = int(tensors[SAMPLE][finite.logical_not()][0])
                 raise ActivationsError(

@@ -67,19 +67,23 @@ def make_input(folder: Path, n_samples: int, queries_a_picture: int = 1) -> Path
     return path
 
 
-def bare(model: CaptureModel, dataset: Path, images: Path) -> Callable[[], None]:
-    """Return the bare forward pass over prepared batches."""
+def bare(
+    model: CaptureModel, dataset: Path, images: Path, batch_size: int = BATCH_SIZE
+) -> Callable[[], None]:
+    """Return the bare forward pass over prepared batches, which lie on the model's device."""
     queries, _ = read_queries(dataset)
     batches = []
-    for start in range(0, len(queries), BATCH_SIZE):
-        part = queries[start : start + BATCH_SIZE]
+    for start in range(0, len(queries), batch_size):
+        part = queries[start : start + batch_size]
         pictures = [read_picture(FolderPictures(images), query) for query in part]
-        batches.append(make_inputs(model.processor, part, pictures))
+        batches.append(model.on_device(make_inputs(model.processor, part, pictures)))
 
     @torch.inference_mode()
     def run() -> None:
         for inputs in batches:
             model.body(**inputs, use_cache=False)
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
 
     return run
 
@@ -108,7 +112,7 @@ def plain(
             inputs = make_inputs(
                 model.processor, [query], [read_picture(FolderPictures(images), query)]
             )
-            model.whole(**inputs)
+            model.whole(**model.on_device(inputs))
             kept = slice(-1, None) if positions == "last" else slice(None)
             for number in range(len(layers) - 1):
                 folder = out / f"L{number}"
@@ -134,22 +138,26 @@ def ours(
     positions: str,
     chunk_samples: int = BATCH_SIZE,
     share_prefixes: bool = False,
+    batch_size: int | None = None,
 ) -> Callable[[], None]:
     """Return a capture into a new store, by a model that is loaded already."""
+    dtype = next(model.body.parameters()).dtype
     settings = CaptureSettings(
         model="random",
         dataset=dataset,
         image_dir=images,
         output_dir=out,
         positions=positions,
-        batch_size=chunk_samples,
+        batch_size=batch_size or chunk_samples,
         # Fixed, so that 1, 2 and 4 times the samples differ in the number of chunks alone.
         chunk_samples=chunk_samples,
     )
 
     def run() -> None:
         queries, checksum = read_queries(dataset)
-        recipe = make_recipe(settings, model, "float32", len(queries), checksum)
+        recipe = make_recipe(
+            settings, model, str(dtype).removeprefix("torch."), len(queries), checksum
+        )
         adopt_recipe(out, recipe)
         chunks = enumerate(recipe_chunks(recipe))
         todo = {number: [queries[sample] for sample in samples] for number, samples in chunks}
@@ -160,7 +168,7 @@ def ours(
             model,
             settings,
             {},
-            torch.float32,
+            dtype,
             lambda n_samples: None,
             share_prefixes=share_prefixes,
         )

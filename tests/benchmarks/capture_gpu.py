@@ -1,0 +1,201 @@
+"""Capture on a GPU at the shape of LLaVA-1.5-7B: the bare pass, a plain script, this project.
+
+    python tests/benchmarks/capture_gpu.py
+
+The weights are random, in float16, made on the GPU: `LlavaForConditionalGeneration(LlavaConfig())`
+is the real model's shape. Pictures are 640 × 480 JPEG files, prompts about 620 tokens with the
+picture's 576. What the three candidates do stands in `capture_cpu.py`; the plain script is slow
+and gets fewer samples, each figure is of its own samples a second. Beside them:
+
+    of peak   the pass's operations (counted by torch) a second, of those of a large float16 product
+    idle      share of a capture's time in which no kernel and no copy ran on the GPU
+
+`--device cpu --layers 4 --hidden-size 256 …` tries the script where there is no GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from datetime import date
+from pathlib import Path
+
+import psutil
+import torch
+import transformers
+from capture_cpu import bare, make_input, ours, plain, seconds, size_of, spread
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+
+from capture.inputs import make_inputs
+from capture.model import CaptureModel, prepare_model
+from capture.pictures import FolderPictures, read_picture
+from capture.queries import read_queries
+from capture.tiny_model import make_tiny_llava
+
+MATRIX = 8192
+
+
+def make_model(folder: Path, arguments: argparse.Namespace) -> CaptureModel:
+    """Make the real model's shape with random weights where it will run."""
+    device = torch.device(arguments.device)
+    # The small model's processor asks the same prompt, and reads a byte a token.
+    processor = LlavaProcessor.from_pretrained(make_tiny_llava(folder, n_layers=1, image_size=336))
+    tokenizer = processor.tokenizer
+    config = LlavaConfig(image_token_index=tokenizer.convert_tokens_to_ids("<image>"))
+    text = config.text_config
+    text.pad_token_id, text.bos_token_id = tokenizer.pad_token_id, tokenizer.bos_token_id
+    if arguments.layers:
+        text.num_hidden_layers = arguments.layers
+    if arguments.hidden_size:
+        text.hidden_size = arguments.hidden_size
+        text.intermediate_size = 2 * arguments.hidden_size
+        text.num_attention_heads = text.num_key_value_heads = 4
+        text.head_dim = arguments.hidden_size // 4
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float16 if device.type == "cuda" else torch.float32)
+    with device:
+        model = LlavaForConditionalGeneration(config)
+    torch.set_default_dtype(torch.float32)
+    return prepare_model(model, processor, device)
+
+
+def operations(model: CaptureModel, dataset: Path, images: Path) -> float:
+    """Count the floating-point operations of one sample's pass."""
+    queries, _ = read_queries(dataset)
+    inputs = make_inputs(
+        model.processor, queries[:1], [read_picture(FolderPictures(images), queries[0])]
+    )
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        model.body(**model.on_device(inputs), use_cache=False)
+    return float(counter.get_total_flops())
+
+
+def matrix_peak(model: CaptureModel) -> float:
+    """Measure the operations a second of a large matrix product in the model's dtype."""
+    size = MATRIX if model.device.type == "cuda" else 1024
+    dtype = next(model.body.parameters()).dtype
+    left, right = (torch.randn(size, size, dtype=dtype, device=model.device) for _ in range(2))
+    times = []
+    for _ in range(10):
+        began = time.perf_counter()
+        for _ in range(10):
+            torch.mm(left, right)
+        _synchronize(model)
+        times.append((time.perf_counter() - began) / 10)
+    return 2 * size**3 / min(times)
+
+
+def _synchronize(model: CaptureModel) -> None:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def idle_share(model: CaptureModel, run: Callable[[], None]) -> float:
+    """Return the share of a run's time in which the GPU had nothing to do; NaN without a GPU."""
+    if model.device.type != "cuda":
+        return float("nan")
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        began = time.perf_counter()
+        run()
+        _synchronize(model)
+        taken = time.perf_counter() - began
+    busy = _covered(
+        (event.time_range.start, event.time_range.end)
+        for event in profiler.events()
+        if event.device_type == DeviceType.CUDA
+    )
+    return 1 - busy / 1e6 / taken
+
+
+def _covered(intervals: Iterable[tuple[float, float]]) -> float:
+    """Length of a union of intervals."""
+    total, reached = 0.0, float("-inf")
+    for start, end in sorted(intervals):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
+
+
+def main() -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--layers", type=int)
+    parser.add_argument("--hidden-size", type=int)
+    parser.add_argument("--last", type=int, default=1004, help="samples of `last`")
+    parser.add_argument("--all", type=int, default=128, help="samples of `all`")
+    parser.add_argument("--plain", type=int, default=16, help="samples of the plain script")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--batch-size", type=int, default=32)
+    arguments = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="capture-gpu-"))
+    try:
+        run_all(folder, arguments)
+    finally:
+        shutil.rmtree(folder)
+
+
+def run_all(folder: Path, arguments: argparse.Namespace) -> None:
+    transformers.utils.logging.disable_progress_bar()
+    model = make_model(folder / "processor", arguments)
+    gpu = torch.cuda.get_device_name() if model.device.type == "cuda" else "no GPU"
+    peak = matrix_peak(model)
+    print(f"{date.today()}, {gpu}; torch {torch.__version__}, transformers ", end="")
+    print(f"{transformers.__version__}; batches of {arguments.batch_size}, medians of ", end="")
+    print(f"{arguments.repeats} (lowest–highest); a matrix product {peak / 1e12:.1f} TFLOP/s\n")
+    print(
+        "| positions | | samples | samples/s | of the bare pass | times the plain script | "
+        "of peak | idle | bytes a sample | host memory, MB |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    images, out = folder / "images", folder / "out"
+    for positions, n_samples in (("last", arguments.last), ("all", arguments.all)):
+        dataset = make_input(folder, n_samples)
+        few = make_input(folder, min(arguments.plain, n_samples))
+        flop = operations(model, dataset, images)
+        run_bare = bare(model, dataset, images, arguments.batch_size)
+        run_plain = plain(model, few, images, out, positions)
+        chunk = 256 if positions == "last" else 16
+        run_ours = ours(
+            model, dataset, images, out, positions, chunk, batch_size=arguments.batch_size
+        )
+        rates: dict[str, list[float]] = {"bare": [], "plain": [], "capture": []}
+        sizes = {"bare": 0}
+        memory = {}
+        ours(model, few, images, out, positions, chunk, batch_size=arguments.batch_size)()
+        shutil.rmtree(out)
+        for _ in range(arguments.repeats):
+            for name, run, count in (
+                ("bare", run_bare, n_samples),
+                ("plain", run_plain, min(arguments.plain, n_samples)),
+                ("capture", run_ours, n_samples),
+            ):
+                rates[name].append(count / seconds(run))
+                memory[name] = psutil.Process().memory_info().rss / 1e6
+                if name != "bare":
+                    sizes[name] = size_of(out) // count
+                    shutil.rmtree(out)
+        idle = idle_share(model, run_ours)
+        shutil.rmtree(out, ignore_errors=True)
+        for name, measured in rates.items():
+            of_bare = [a / b for a, b in zip(measured, rates["bare"], strict=True)]
+            of_plain = [a / b for a, b in zip(measured, rates["plain"], strict=True)]
+            share = statistics.median(measured) * flop / peak
+            print(
+                f"| {positions} | {name} | {n_samples if name != 'plain' else arguments.plain} | "
+                f"{spread(measured)} | {spread(of_bare)} | {spread(of_plain)} | {share:.2f} | "
+                f"{f'{idle:.2f}' if name == 'capture' else ''} | {sizes[name]:,} | "
+                f"{memory[name]:,.0f} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
