@@ -54,6 +54,30 @@ def test_shards(rows_of_samples, row_bytes, max_bytes):
         assert len(shard) == 1 or sum(map(len, shard)) * row_bytes <= max_bytes
 
 
+@given(samples, row_sizes, st.integers(1, 1 << 32))
+def test_shards_are_few_and_even(rows_of_samples, row_bytes, max_bytes):
+    """No more than filling each to the brim gives; none much above its share."""
+    groups = plan_row_groups(rows_of_samples, row_bytes)
+    sizes = [len(group) * row_bytes for group in groups]
+    n_shards, room = 0, 0
+    for size in sizes:
+        if n_shards == 0 or size > room:
+            n_shards, room = n_shards + 1, max_bytes
+        room -= size
+    shards = plan_shards(groups, row_bytes, max_bytes)
+    assert len(shards) == n_shards
+    if shards:
+        share = sum(sizes) / n_shards
+        largest = max(sum(map(len, shard)) * row_bytes for shard in shards)
+        assert largest <= share * (1 + 1 / 32) + max(sizes) + 2
+
+
+def test_shards_of_the_real_data():
+    """1004 rows of 512 kB: 16 row groups, and two shards of eight, not of fourteen and two."""
+    groups = plan_row_groups([1] * 1004, 64 * 8192)
+    assert [len(shard) for shard in plan_shards(groups, 64 * 8192, 500_000_000)] == [8, 8]
+
+
 @pytest.mark.parametrize(
     ("text", "size"),
     [("500MB", 500_000_000), ("1GiB", 1 << 30), ("1.5 kB", 1500), ("12", 12), ("2G", 2 * 10**9)],

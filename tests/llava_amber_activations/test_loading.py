@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -108,3 +110,22 @@ def test_what_is_no_dataset(tmp_path, last_dataset):
     path.write_text("{")
     with pytest.raises(ActivationsError, match=r"manifest\.json is not JSON"):
         load_activations(tmp_path / "newer", 0)
+
+
+_OPEN_LAYER = """
+import sys
+from llava_amber_activations import activation_batches, open_layer
+batch = next(iter(activation_batches(open_layer(sys.argv[1], 5), batch_size=4, shuffle=True)))
+print(len(batch["x"]), *(name in sys.modules for name in ("datasets", "huggingface_hub", "pandas")))
+"""
+
+
+def test_open_layer_imports_little(last_dataset):
+    """The first batch of a folder comes without what only other sources need."""
+    done = subprocess.run(
+        [sys.executable, "-c", _OPEN_LAYER, str(last_dataset)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == ["4", "False", "False", "False"]
