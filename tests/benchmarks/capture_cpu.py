@@ -1,6 +1,6 @@
 """Capture against the bare forward pass and against a plain script, side by side in one run.
 
-    python tests/benchmarks/capture_cpu.py
+    python tests/benchmarks/capture_cpu.py           (about 10 minutes)
 
 The model is a random LLaVA of middle size: 32 layers of 512, a 336-pixel tower, 576 image tokens.
 Every figure is the median of the repeats, with the lowest and the highest; the three are measured
@@ -41,7 +41,7 @@ from capture.settings import CaptureSettings
 from capture.tiny_model import make_tiny_llava
 from llava_amber_activations.store import recipe_chunks
 
-N_SAMPLES = 4
+N_SAMPLES = 12
 REPEATS = 5
 GROWTH = (1, 2, 4)
 BATCH_SIZE = 4
@@ -217,7 +217,7 @@ def run_all(folder: Path) -> None:
     model = load_model(str(path), dtype="float32", device=torch.device("cpu"))
     out = folder / "out"
     print(
-        f"{date.today()}, {platform.processor() or platform.machine()}, {psutil.cpu_count()} cores,"
+        f"{date.today()}, {processor()}, {psutil.cpu_count()} cores,"
     )
     print(f"torch {torch.__version__}, transformers {transformers.__version__}; ", end="")
     print(f"{N_SAMPLES} samples, batches of {BATCH_SIZE}, medians of {REPEATS} (lowest–highest)\n")
