@@ -13,14 +13,12 @@ from torch.utils.data import IterableDataset, get_worker_info
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.gather import (
     Batch,
-    RowGather,
+    BatchGather,
     RowNumbers,
     RowPlaces,
-    join_places,
     places_in_table,
 )
 from llava_amber_activations.layer_stream import LayerStream, stream_of
-from llava_amber_activations.memory import RecycledMemory
 
 if TYPE_CHECKING:
     import datasets
@@ -107,6 +105,7 @@ class ActivationBatches(IterableDataset[Batch]):
         self._epoch = 0
         self._rows_done = 0
         self._resume = False
+        self._gather = BatchGather(in_parallel=True)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of another epoch."""
@@ -152,7 +151,9 @@ class ActivationBatches(IterableDataset[Batch]):
         worker, n_workers = _worker()
         seed = (self._seed, self._epoch)
         blocks = self._order.blocks(seed, worker, n_workers, self._rows_done)
-        for batch in _batches(blocks, self._batch_size, self._order.in_memory):
+        # What a stream has read is not kept till the next epoch.
+        gather = self._gather if self._order.in_memory else BatchGather(in_parallel=False)
+        for batch in _batches(blocks, self._batch_size, gather):
             n_rows = len(next(iter(batch.values())))
             if n_rows < self._batch_size and self._drop_last:
                 return
@@ -180,13 +181,20 @@ class _PreparedOrder:
         self._dataset = dataset
         self._batch_size = batch_size
         self._shuffle = shuffle
+        self._found: tuple[RowPlaces, RowNumbers] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Found in the process that reads: addresses are nothing to another one.
+        return {**self.__dict__, "_found": None}
 
     def blocks(
         self, seed: tuple[int, int], worker: int, n_workers: int, skip: int
     ) -> Iterator[Block]:
-        # Found in the process that reads: addresses are nothing to another one.
-        table, rows = _table_of(self._dataset)
-        places, size = places_in_table(table), self._batch_size
+        if self._found is None:
+            table, rows = _table_of(self._dataset)
+            self._found = places_in_table(table), rows
+        places, rows = self._found
+        size = self._batch_size
         n_rows = len(rows)
         if self._shuffle:
             rows = rows[np.random.default_rng(seed).permutation(n_rows)]
@@ -266,33 +274,18 @@ def _table_of(dataset: datasets.Dataset) -> tuple[pa.Table, RowNumbers]:
     return dataset.data.table, np.array(indices.column(0), dtype=np.int64)
 
 
-def _batches(blocks: Iterator[Block], batch_size: int, in_parallel: bool) -> Iterator[Batch]:
+def _batches(blocks: Iterator[Block], batch_size: int, gather: BatchGather) -> Iterator[Batch]:
     """Cut and join blocks into batches; the last one may be smaller."""
-    memory = RecycledMemory()
-    last: tuple[RowPlaces, RowGather] | None = None
-
-    def batch_of(parts: list[Block]) -> Batch:
-        nonlocal last
-        if len(parts) > 1:
-            firsts = np.cumsum([0, *(len(places) for places, _ in parts)])
-            rows = [rows + first for first, (_, rows) in zip(firsts, parts, strict=False)]
-            joined = join_places([places for places, _ in parts])
-            return RowGather(joined, memory, in_parallel=in_parallel).rows(np.concatenate(rows))
-        places, wanted = parts[0]
-        if last is None or last[0] is not places:
-            last = places, RowGather(places, memory, in_parallel=in_parallel)
-        return last[1].rows(wanted)
-
     held: list[Block] = []
     n_held = 0
     for places, rows in blocks:
         start = 0
         while n_held + len(rows) - start >= batch_size:
             stop = start + batch_size - n_held
-            yield batch_of([*held, (places, rows[start:stop])])
+            yield gather.batch([*held, (places, rows[start:stop])])
             held, n_held, start = [], 0, stop
         if start < len(rows):
             held.append((places, rows[start:]))
             n_held += len(rows) - start
     if held:
-        yield batch_of(held)
+        yield gather.batch(held)

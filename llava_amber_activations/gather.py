@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -167,6 +168,37 @@ class RowGather:
         dtype = windows[:0].numpy().dtype
         out = torch.from_numpy(self._memory.empty((len(starts), windows.shape[1]), dtype))
         return torch.index_select(windows, 0, torch.from_numpy(starts), out=out)
+
+
+class BatchGather:
+    """Copies rows of one block after the other into batches.
+
+    What it found out about the last block, and memory, serve the next batch, and the next epoch.
+    Sent to another process, it begins anew there.
+    """
+
+    def __init__(self, *, in_parallel: bool) -> None:
+        self._in_parallel = in_parallel
+        self._memory = RecycledMemory()
+        self._last: tuple[RowPlaces, RowGather] | None = None
+
+    def __reduce__(self) -> Any:
+        return partial(BatchGather, in_parallel=self._in_parallel), ()
+
+    def batch(self, parts: Sequence[tuple[RowPlaces, RowNumbers]]) -> Batch:
+        """Copy rows of several blocks, one after the other, into one batch."""
+        if len(parts) > 1:
+            firsts = np.cumsum([0, *(len(places) for places, _ in parts)])
+            rows = [rows + first for first, (_, rows) in zip(firsts, parts, strict=False)]
+            joined = join_places([places for places, _ in parts])
+            return self._gather(joined).rows(np.concatenate(rows))
+        places, wanted = parts[0]
+        if self._last is None or self._last[0] is not places:
+            self._last = places, self._gather(places)
+        return self._last[1].rows(wanted)
+
+    def _gather(self, places: RowPlaces) -> RowGather:
+        return RowGather(places, self._memory, in_parallel=self._in_parallel)
 
 
 @dataclass(frozen=True)

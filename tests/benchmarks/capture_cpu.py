@@ -216,9 +216,7 @@ def run_all(folder: Path) -> None:
     images = folder / "images"
     model = load_model(str(path), dtype="float32", device=torch.device("cpu"))
     out = folder / "out"
-    print(
-        f"{date.today()}, {processor()}, {psutil.cpu_count()} cores,"
-    )
+    print(f"{date.today()}, {processor()}, {psutil.cpu_count()} cores,")
     print(f"torch {torch.__version__}, transformers {transformers.__version__}; ", end="")
     print(f"{N_SAMPLES} samples, batches of {BATCH_SIZE}, medians of {REPEATS} (lowest–highest)\n")
     print(
