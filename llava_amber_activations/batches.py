@@ -30,7 +30,7 @@ Block = tuple[RowPlaces, RowNumbers]
 # number of targets. Two batches at least, or a batch would be a run of row groups.
 _WINDOW_ROWS = 4096
 # The first rows come the sooner the fewer they are mixed with.
-_FIRST_WINDOW_ROWS = 128
+_FIRST_WINDOW_ROWS = 64
 
 
 def activation_batches(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -16,10 +17,10 @@ import pyarrow.parquet as pq
 from llava_amber_activations.source import ShardFile, is_remote, open_parquet, source_errors
 
 # The Hub answers a request in about a tenth of a second, and a layer's columns of a row group are
-# about 10 MB: eight requests at once fill a fast line. Here every core decodes, and one more row
-# group is ready when the consumer comes.
-_MOST_AT_ONCE_ON_HUB = 8
-_AT_ONCE_HERE = min(8, 1 + (os.cpu_count() or 1))
+# about 10 MB: eight requests at once fill a fast line. Here every core decodes; and when the first
+# row group is there, one more waits for whichever core is done.
+_AT_ONCE_ON_HUB = (2, 8)
+_AT_ONCE_HERE = (min(7, os.cpu_count() or 1), min(8, 1 + (os.cpu_count() or 1)))
 
 # How many times as long as it worked.
 _WAITED_LONG = 4
@@ -71,11 +72,9 @@ class Shards:
         return RowGroup(url, number, self.footer(url).row_group(number).num_rows)
 
     @property
-    def at_once(self) -> tuple[int, int]:
-        """How many row groups to read at once, first and at most."""
-        if any(map(is_remote, self._urls)):
-            return 2, _MOST_AT_ONCE_ON_HUB
-        return _AT_ONCE_HERE, _AT_ONCE_HERE
+    def on_hub(self) -> bool:
+        """Whether reading waits for a network."""
+        return any(map(is_remote, self._urls))
 
     def open(self, url: str) -> ShardFile:
         """Open a shard by the footer that has been read."""
@@ -87,9 +86,9 @@ def read_in_order(
 ) -> Iterator[_T]:
     """Yield `read(file, number)` of each row group, in order.
 
-    Reading runs ahead in threads: one row group ahead at first, so that the first is not kept
-    waiting by those behind it. One more is read at once, up to eight, after each that spent most of
-    its time waiting: more threads than that would only wait for each other.
+    Reading runs ahead in threads, a little at first, so that the first row group is not kept
+    waiting by those behind it. From the Hub, one more is read at once, up to eight, after each that
+    spent most of its time waiting: more threads than that would only wait for each other.
 
     Raises:
         ActivationsError: a file is damaged, or the Hub does not answer.
@@ -104,7 +103,8 @@ def read_in_order(
 
     remaining = iter(groups)
     pending: deque[Future[tuple[_T, bool]]] = deque()
-    at_once, most_at_once = shards.at_once
+    on_hub = shards.on_hub
+    at_once, most_at_once = _AT_ONCE_ON_HUB if on_hub else _AT_ONCE_HERE
     pool = ThreadPoolExecutor(most_at_once, thread_name_prefix="read-ahead")
     try:
         while True:
@@ -114,8 +114,10 @@ def read_in_order(
                 return
             result, waited = pending.popleft().result()
             yield result
-            if waited:
+            if waited or not on_hub:
                 at_once = min(at_once + 1, most_at_once)
     finally:
-        # Whoever stops in the middle does not wait for what they no longer want.
-        pool.shutdown(wait=False, cancel_futures=True)
+        # Whoever stops in the middle does not wait for what they no longer want. A stream that is
+        # still open when Python ends finds no threads to speak of.
+        if not sys.is_finalizing():
+            pool.shutdown(wait=False, cancel_futures=True)

@@ -77,7 +77,7 @@ def measure(scratch: Path, repeats: int) -> list[Line]:
     ours, torch_load = seconds["open_layer"], seconds["torch.load"]
     work = "to the first batch of a layer"
     return [
-        Line(SECTION, work, "torch.load", "s", ours, torch_load, "<= 1.05"),
+        Line(SECTION, work, "torch.load", "s", ours, torch_load, "<= 1"),
         Line(SECTION, work, "safetensors", "s", ours, seconds["safetensors"]),
         Line(SECTION, work, "with_format, prepared", "s", ours, seconds["with_format"]),
         Line(
