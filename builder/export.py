@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 import torch
 from tqdm import tqdm
 
@@ -26,9 +25,9 @@ from llava_amber_activations.layer_rows import (
     layer_ranges,
     layer_shards,
     split_tables,
-    vectors_of,
 )
 from llava_amber_activations.layers import LayerWindow, parse_layers
+from llava_amber_activations.memory import RecycledMemory
 from llava_amber_activations.schema import SAMPLE, Vectors
 from llava_amber_activations.source import Source, open_source
 
@@ -98,6 +97,7 @@ def export(
         return _export_samples(opened, out, chosen)
     n_files = n_written = 0
     plans: dict[tuple[str, ...], list[PlannedBatch]] = {}
+    memory = RecycledMemory()
     for layer in tqdm(chosen, unit=" layers", desc="export"):
         view = LayerView(layer, most, first_target)
         paths = layer_shards(opened, view)
@@ -108,7 +108,7 @@ def export(
         batches = plans[tuple(paths)]
         pad_to = most if pad_targets else 0
         n_files += 2 * len(batches)
-        n_written += _export_layer(opened, paths, batches, out, view, pad_to)
+        n_written += _export_layer(opened, paths, batches, out, view, pad_to, memory)
     return ExportResult(n_files, n_written, "x and targets")
 
 
@@ -148,6 +148,7 @@ def _export_layer(
     out: Path,
     view: LayerView,
     pad_to: int,
+    memory: RecycledMemory,
 ) -> int:
     """Write a layer's missing batch files and return how many they were."""
     names = [
@@ -155,24 +156,24 @@ def _export_layer(
         for number in range(len(batches))
     ]
     missing = [number for number, (x, y) in enumerate(names) if not (x.exists() and y.exists())]
-    tables = layer_ranges(source, paths, view, [batches[number].rows for number in missing])
+    rows = [batches[number].rows for number in missing]
+    ranges = layer_ranges(source, paths, view, rows, memory)
 
-    def save(number: int, table: pa.Table) -> None:
+    def save(number: int, vectors: list[Vectors]) -> None:
         batch = batches[number]
         shape = (batch.n_samples, len(batch.rows) // batch.n_samples, -1)
-        x, stacked = vectors_of(table)
-        targets = [_tensor(stacked[:, k], shape) for k in range(stacked.shape[1])]
+        x, *targets = (_tensor(rows).view(shape) for rows in vectors)
         targets += [torch.zeros_like(targets[0]) for _ in range(pad_to - len(targets))]
-        save_pt(names[number][0], {"x": _tensor(x, shape)})
+        save_pt(names[number][0], {"x": x})
         save_pt(names[number][1], {"y": targets[0], "targets": targets, "n_targets": len(targets)})
 
     # One batch waits for the disk while another is copied and a third is read.
     saving: deque[Future[None]] = deque()
     with ThreadPoolExecutor(_SAVED_AT_ONCE) as pool:
-        for number, table in zip(missing, tables, strict=True):
+        for number, vectors in zip(missing, ranges, strict=True):
             if len(saving) == _SAVED_AT_ONCE:
                 saving.popleft().result()
-            saving.append(pool.submit(save, number, table))
+            saving.append(pool.submit(save, number, vectors))
         for future in saving:
             future.result()
     return 2 * len(missing)
@@ -208,9 +209,9 @@ def _sample_lengths(source: Source, paths: list[str]) -> list[int]:
     return [int(stop - start) for start, stop in pairwise(edges)]
 
 
-def _tensor(rows: Vectors, shape: tuple[int, int, int]) -> torch.Tensor:
-    """Return [rows, H] as [N, T, H] in memory of its own."""
-    return torch.from_numpy(np.array(rows).reshape(shape))
+def _tensor(rows: Vectors) -> torch.Tensor:
+    """View [rows, H] as a tensor whose storage is no larger, or the file would hold all of it."""
+    return torch.from_numpy(rows if rows.flags.writeable else rows.copy())
 
 
 def _export_samples(source: Source, out: Path, layers: Sequence[int]) -> ExportResult:

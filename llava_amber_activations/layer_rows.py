@@ -23,6 +23,7 @@ from llava_amber_activations.schema import (
     INTEGERS,
     LEADING,
     TARGETS,
+    Vectors,
     X,
     arrow_to_targets,
     arrow_to_vectors,
@@ -118,11 +119,12 @@ def check_columns(schema: pa.Schema, view: LayerView) -> list[str]:
     Raises:
         ActivationsError: the shard does not hold the layer or one of its targets.
     """
-    if X in schema.names:
+    present = set(schema.names)
+    if X in present:
         return []
     targets = view.targets(layers_of(schema, "the shard"))
     names = [x_name(view.layer), *map(mlp_out_name, targets)]
-    missing = [name for name in names if name not in schema.names]
+    missing = [name for name in names if name not in present]
     if missing:
         raise ActivationsError(f"this data does not hold {missing[0]}: it was imported without it")
     return names
@@ -142,11 +144,15 @@ def tables_of_layer(source: Source, paths: list[str], view: LayerView) -> Iterat
 
 
 def layer_ranges(
-    source: Source, paths: list[str], view: LayerView, ranges: Sequence[range]
-) -> Iterator[pa.Table]:
-    """Yield a layer's rows of each of some ranges, which ascend and do not overlap.
+    source: Source,
+    paths: list[str],
+    view: LayerView,
+    ranges: Sequence[range],
+    memory: RecycledMemory,
+) -> Iterator[list[Vectors]]:
+    """Yield a layer's `x` and targets of each of some ranges of rows: each [rows, H], contiguous.
 
-    Only row groups that hold a wanted row are read.
+    The ranges ascend and do not overlap. Only row groups that hold a wanted row are read.
     """
     shards = Shards(source.url(path) for path in paths)
     groups, starts, row = [], [], 0
@@ -156,20 +162,43 @@ def layer_ranges(
             groups.append(group)
             starts.append(span.start)
         row = span.stop
-    tables = read_in_order(shards, groups, lambda shard, number: read_layer(shard, number, view))
-    unread = zip(starts, tables, strict=True)
-    held: list[tuple[int, pa.Table]] = []
+    blocks = read_in_order(
+        shards, groups, lambda shard, number: _read_vectors(shard, number, view, memory)
+    )
+    unread = zip(starts, blocks, strict=True)
+    held: list[tuple[int, list[Vectors]]] = []
     for wanted in ranges:
-        held = [(start, table) for start, table in held if start + len(table) > wanted.start]
-        while not held or held[-1][0] + len(held[-1][1]) < wanted.stop:
+        held = [(start, block) for start, block in held if start + len(block[0]) > wanted.start]
+        while not held or held[-1][0] + len(held[-1][1][0]) < wanted.stop:
             held.append(next(unread))
-        yield pa.concat_tables(_part(table, start, wanted) for start, table in held)
+        rows = [
+            slice(max(wanted.start - start, 0), min(wanted.stop - start, len(block[0])))
+            for start, block in held
+        ]
+        parts = [
+            [vectors[cut] for vectors in block] for cut, (_, block) in zip(rows, held, strict=True)
+        ]
+        if len(parts) == 1:
+            yield parts[0]
+            continue
+        shape = (len(parts[0]), len(wanted), parts[0][0].shape[1])
+        joined = memory.empty(shape, parts[0][0].dtype)
+        for pieces, into in zip(zip(*parts, strict=True), joined, strict=True):
+            np.concatenate(pieces, out=into)
+        yield list(joined)
 
 
-def _part(table: pa.Table, start: int, wanted: range) -> pa.Table:
-    """Return the rows of `wanted` from a table whose first row is row `start`."""
-    first = max(wanted.start - start, 0)
-    return table.slice(first, wanted.stop - start - first)
+def _read_vectors(
+    shard: ShardFile, group: int, view: LayerView, memory: RecycledMemory
+) -> list[Vectors]:
+    """Read one row group's `x` and targets: each [rows, H]."""
+    names = check_columns(shard.schema, view)
+    found = read_vectors(shard, group, names, memory=memory) if names else None
+    if found is not None:
+        return [found[name] for name in names]
+    table = read_layer(shard, group, view)
+    targets = arrow_to_targets(table[TARGETS])
+    return [arrow_to_vectors(table[X]), *np.ascontiguousarray(targets.swapaxes(0, 1))]
 
 
 def split_tables(
@@ -195,7 +224,7 @@ def read_layer(shard: ShardFile, group: int, view: LayerView) -> pa.Table:
     Raises:
         ActivationsError: the shard does not hold the layer or one of its targets.
     """
-    schema = shard.parquet.schema_arrow
+    schema = shard.schema
     names = check_columns(schema, view)
     if not names:
         return _from_own_split(shard, group, view)
@@ -220,7 +249,7 @@ def read_layer_places(
     Raises:
         ActivationsError: as `read_layer`.
     """
-    names = check_columns(shard.parquet.schema_arrow, view)
+    names = check_columns(shard.schema, view)
     vectors = read_vectors(shard, group, names, memory=memory) if names else None
     if vectors is None:
         return places_in_table(read_layer(shard, group, view))
@@ -246,8 +275,3 @@ def _from_own_split(shard: ShardFile, group: int, view: LayerView) -> pa.Table:
             table.schema.get_field_index(TARGETS), table.field(TARGETS), column
         )
     return table
-
-
-def vectors_of(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    """Return a layer table's `x` [rows, H] and targets [rows, n, H], viewed without a copy."""
-    return arrow_to_vectors(table[X]), arrow_to_targets(table[TARGETS])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +22,9 @@ from llava_amber_activations.source import ShardFile, is_remote, open_parquet, s
 # row group is there, one more waits for whichever core is done.
 _AT_ONCE_ON_HUB = (2, 8)
 _AT_ONCE_HERE = (min(7, os.cpu_count() or 1), min(8, 1 + (os.cpu_count() or 1)))
+
+# Shards that a thread keeps open; in random order it comes back to them.
+_MOST_OPEN = 8
 
 # How many times as long as it worked.
 _WAITED_LONG = 4
@@ -53,6 +57,7 @@ class Shards:
     def __init__(self, urls: Iterable[str]) -> None:
         self._urls = list(urls)
         self._footers: dict[str, pq.FileMetaData] = {}
+        self._of_thread = threading.local()
 
     def footer(self, url: str) -> pq.FileMetaData:
         """Return a shard's footer."""
@@ -77,8 +82,16 @@ class Shards:
         return any(map(is_remote, self._urls))
 
     def open(self, url: str) -> ShardFile:
-        """Open a shard by the footer that has been read."""
-        return ShardFile(url, self.footer(url))
+        """Open a shard by the footer that has been read; this thread's last few stay open.
+
+        Opening takes as long as decoding several of a row group's vectors.
+        """
+        files: dict[str, ShardFile] = self._of_thread.__dict__
+        file = files.pop(url, None) or ShardFile(url, self.footer(url))
+        files[url] = file
+        if len(files) > _MOST_OPEN:
+            del files[next(iter(files))]
+        return file
 
 
 def read_in_order(
@@ -96,8 +109,8 @@ def read_in_order(
 
     def job(group: RowGroup) -> tuple[_T, bool]:
         began, worked = time.monotonic(), time.thread_time()
-        with source_errors(group.url, group.url), shards.open(group.url) as file:
-            result = read(file, group.number)
+        with source_errors(group.url, group.url):
+            result = read(shards.open(group.url), group.number)
         elapsed, worked = time.monotonic() - began, time.thread_time() - worked
         return result, elapsed > _WAITED_LONG * worked
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ def open_parquet(url: str, metadata: pq.FileMetaData | None = None) -> pq.Parque
 
 
 class ShardFile:
-    """One Parquet file, open: for pyarrow, and as bytes. Used as a context manager."""
+    """One Parquet file, open for pyarrow and as bytes; closed by `with`, or with its last user."""
 
     def __init__(self, url: str, metadata: pq.FileMetaData | None = None) -> None:
         """Open it as `open_parquet` does."""
@@ -129,6 +130,11 @@ class ShardFile:
             self._bytes: Any = open_file(url)
         else:
             self._bytes = pa.memory_map(url)
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """Its Arrow schema, which pyarrow makes anew every time."""
+        return self.parquet.schema_arrow
 
     def read(self, start: int, size: int) -> memoryview:
         """Read bytes, in one request where the file is on the Hub; fewer at its end."""

@@ -24,7 +24,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from llava_amber_activations.memory import RecycledMemory
 from llava_amber_activations.page_headers import read_struct, without_levels
@@ -68,7 +67,7 @@ def read_vectors(
         The vectors by their names; None where a column is not as this project writes it, which
         pyarrow can then read.
     """
-    columns = _find(shard.parquet, group, names)
+    columns = _find(shard, group, names)
     if columns is None:
         return None
     pages = _fetch(shard, columns)
@@ -84,9 +83,10 @@ def read_vectors(
     return dict(zip(names, out, strict=True))
 
 
-def _find(file: pq.ParquetFile, group: int, names: Sequence[str]) -> list[_Column] | None:
+def _find(shard: ShardFile, group: int, names: Sequence[str]) -> list[_Column] | None:
     """Find the pages of columns; None where one is not of this project's form."""
-    schema, leaves, metadata = file.schema_arrow, file.schema, file.metadata.row_group(group)
+    schema, file = shard.schema, shard.parquet
+    leaves, metadata = file.schema, file.metadata.row_group(group)
     # Every column before the vectors has one leaf, and so has every vector.
     if len(leaves) != len(schema):
         return None

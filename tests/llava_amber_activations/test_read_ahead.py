@@ -2,7 +2,6 @@
 
 import threading
 import time
-from contextlib import nullcontext
 
 import pytest
 
@@ -16,7 +15,7 @@ class _OnHub(Shards):
         super().__init__(["hf://datasets/lab/acts@main/one.parquet"])
 
     def open(self, url):
-        return nullcontext(url)
+        return url
 
 
 class _Reading:
