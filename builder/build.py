@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from builder.new_folder import check_free, finish_folder, new_folder
@@ -17,46 +16,14 @@ from builder.shards import (
     write_shards,
 )
 from builder.store_features import features_contents
-from builder.store_rows import StoreRows
+from builder.store_rows import store_contents
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.folder import ALL_LAYERS, DEFAULT_CONFIG, Manifest
 from llava_amber_activations.layers import LayerWindow
-from llava_amber_activations.recipe import Recipe
-from llava_amber_activations.schema import dataset_dtype
-from llava_amber_activations.store import (
-    Chunk,
-    SampleRecord,
-    chunk_path,
-    read_recipe,
-    read_samples,
-    recipe_chunks,
-    vector_names,
-)
+from llava_amber_activations.store import read_recipe, read_samples, vector_names
 
 DEFAULT_SHARD_SIZE = "500MB"
 BUILT_CONFIGS = (DEFAULT_CONFIG, ALL_LAYERS)
-
-
-@dataclass(frozen=True)
-class StoreContents:
-    """A finished capture store, as `builder.shards` wants it.
-
-    Attributes:
-        chunk_rows: rows of each chunk.
-        ids, images: of each sample.
-    """
-
-    store: Path
-    dtype: str
-    n_layers: int
-    width: int
-    chunk_rows: tuple[int, ...]
-    ids: tuple[int, ...]
-    images: tuple[str, ...]
-
-    def reader(self, layer: int | None) -> StoreRows:
-        """Open the store's rows; they serve every layer."""
-        return StoreRows(self.store, self.chunk_rows, self.dtype, self.ids, self.images)
 
 
 def build(
@@ -123,34 +90,3 @@ def build(
             else (),
         )
         return finish_folder(folder, manifest, moments)
-
-
-def store_contents(store: Path, recipe: Recipe, records: Sequence[SampleRecord]) -> StoreContents:
-    """Open every chunk of a finished store and check that its rows are those of `samples.jsonl`.
-
-    Raises:
-        ActivationsError: a chunk is missing or damaged, does not have those rows, or there are
-            no rows at all.
-    """
-    if len(records) != recipe.n_samples:
-        raise ActivationsError(
-            f"{store}/samples.jsonl has {len(records)} samples, and its recipe {recipe.n_samples}: "
-            "delete it, and run the same capture command again to make it anew"
-        )
-    chunk_rows = []
-    for number, samples in enumerate(recipe_chunks(recipe)):
-        chunk = Chunk(chunk_path(store, number))
-        if chunk.records != [records[sample] for sample in samples]:
-            raise ActivationsError(f"{chunk.path} does not hold the samples of samples.jsonl")
-        chunk_rows.append(chunk.n_rows)
-    if not sum(chunk_rows):
-        raise ActivationsError(f"{store} holds no rows: every sample was skipped")
-    return StoreContents(
-        store=store,
-        dtype=dataset_dtype(recipe.store_dtype),
-        n_layers=recipe.n_layers,
-        width=recipe.hidden_size,
-        chunk_rows=tuple(chunk_rows),
-        ids=tuple(record.id for record in records),
-        images=tuple(record.image for record in records),
-    )

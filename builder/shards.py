@@ -173,17 +173,21 @@ def _done(
     folder: Path, contents: Contents, tasks: Sequence[ShardTask], num_proc: int
 ) -> Iterator[_Done]:
     n = len(tasks)
+    # Made here: their features need `datasets`, which every process would have to import. As bytes:
+    # pickled, a fixed-size list forgets that its elements are never null.
+    schemas = [_schema(contents, task).serialize().to_pybytes() for task in tasks]
+    given = [folder] * n, [contents] * n, tasks, schemas
     if num_proc == 1:
         # What takes the time (Arrow, numpy, SHA-256) leaves the interpreter to other threads.
         with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as threads:
-            yield from threads.map(_do, [folder] * n, [contents] * n, tasks)
+            yield from threads.map(_do, *given)
         return
     # Not forked: torch and Arrow have threads by now, and their locks would be copied held.
     with ProcessPoolExecutor(num_proc, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(_do, [folder] * n, [contents] * n, tasks)
+        yield from pool.map(_do, *given)
 
 
-def _do(folder: Path, contents: Contents, task: ShardTask) -> _Done:
+def _do(folder: Path, contents: Contents, task: ShardTask, schema: bytes) -> _Done:
     """Write one shard, a row group at a time, or only take its moments."""
     reader = contents.reader(task.layer)
     moments: dict[str, Moments] = {}
@@ -201,7 +205,7 @@ def _do(folder: Path, contents: Contents, task: ShardTask) -> _Done:
             vectors_of(rows)
         return None, moments
     leading_names = (SAMPLE,) if task.config == CLT_FEATURES else LEADING
-    with open_shard(folder / task.path, _schema(contents, task)) as shard:
+    with open_shard(folder / task.path, pa.ipc.read_schema(pa.py_buffer(schema))) as shard:
         for rows in task.groups:
             leading = reader.leading(rows)
             columns = _vector_columns(vectors_of(rows), task.config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import pyarrow as pa
 import torch
 
 from builder.spans import spans
+from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.kinds import kind_name
+from llava_amber_activations.recipe import Recipe
 from llava_amber_activations.schema import (
     ID,
     IMAGE,
@@ -22,8 +25,9 @@ from llava_amber_activations.schema import (
     SAMPLE,
     TOKEN_ID,
     Vectors,
+    dataset_dtype,
 )
-from llava_amber_activations.store import Chunk, chunk_path
+from llava_amber_activations.store import Chunk, SampleRecord, chunk_path, recipe_chunks
 
 
 class StoreRows:
@@ -81,3 +85,56 @@ class StoreRows:
         if self._open is None or self._open[0] != number:
             self._open = (number, Chunk(chunk_path(self._store, number)))
         return self._open[1]
+
+
+@dataclass(frozen=True)
+class StoreContents:
+    """A finished capture store, as `builder.shards` wants it.
+
+    Attributes:
+        chunk_rows: rows of each chunk.
+        ids, images: of each sample.
+    """
+
+    store: Path
+    dtype: str
+    n_layers: int
+    width: int
+    chunk_rows: tuple[int, ...]
+    ids: tuple[int, ...]
+    images: tuple[str, ...]
+
+    def reader(self, layer: int | None) -> StoreRows:
+        """Open the store's rows; they serve every layer."""
+        return StoreRows(self.store, self.chunk_rows, self.dtype, self.ids, self.images)
+
+
+def store_contents(store: Path, recipe: Recipe, records: Sequence[SampleRecord]) -> StoreContents:
+    """Open every chunk of a finished store and check that its rows are those of `samples.jsonl`.
+
+    Raises:
+        ActivationsError: a chunk is missing or damaged, does not have those rows, or there are
+            no rows at all.
+    """
+    if len(records) != recipe.n_samples:
+        raise ActivationsError(
+            f"{store}/samples.jsonl has {len(records)} samples, and its recipe {recipe.n_samples}: "
+            "delete it, and run the same capture command again to make it anew"
+        )
+    chunk_rows = []
+    for number, samples in enumerate(recipe_chunks(recipe)):
+        chunk = Chunk(chunk_path(store, number))
+        if chunk.records != [records[sample] for sample in samples]:
+            raise ActivationsError(f"{chunk.path} does not hold the samples of samples.jsonl")
+        chunk_rows.append(chunk.n_rows)
+    if not sum(chunk_rows):
+        raise ActivationsError(f"{store} holds no rows: every sample was skipped")
+    return StoreContents(
+        store=store,
+        dtype=dataset_dtype(recipe.store_dtype),
+        n_layers=recipe.n_layers,
+        width=recipe.hidden_size,
+        chunk_rows=tuple(chunk_rows),
+        ids=tuple(record.id for record in records),
+        images=tuple(record.image for record in records),
+    )

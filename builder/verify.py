@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from builder.build import store_contents
 from builder.store_features import features_contents
+from builder.store_rows import store_contents
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files import sha256_of
 from llava_amber_activations.finite import finite_rows, finite_rows_of_array
