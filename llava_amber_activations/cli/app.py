@@ -14,7 +14,12 @@ app = new_app("Capture, build, read, export and publish the activations of LLaVA
 app.command("capture")(capture_command)
 
 MaxShardSize = Annotated[str, typer.Option(help="Most bytes of a Parquet file, uncompressed.")]
-NumProc = Annotated[int, typer.Option(min=1, help="Processes that write shards.")]
+NumProc = Annotated[
+    int,
+    typer.Option(
+        min=1, help="Shards written at once: by processes if they are gigabytes, else by threads."
+    ),
+]
 NTargets = Annotated[
     int | None, typer.Option(min=1, help="Targets of a layer. [default: as captured]")
 ]
@@ -58,9 +63,10 @@ def build(
         max_shard_size=max_shard_size,
         num_proc=num_proc,
     )
+    config = next(iter(manifest.splits("default")), manifest.configs[-1])
     typer.echo(
         f"{dataset}: {len(manifest.files)} files, {manifest.n_rows} rows in "
-        f"{', '.join(manifest.configs)}. Next: load_dataset('{dataset}', 'L5')"
+        f"{', '.join(manifest.configs)}. Next: load_dataset('{dataset}', '{config}')"
     )
 
 

@@ -72,8 +72,10 @@ def test_every_vector_is_the_stores(make_store, tmp_path, positions, store_dtype
         assert table["id"].to_pylist() == [101 + s for s in expected["sample"].tolist()]
 
 
-def test_processes_and_shards_change_no_value(all_store, all_dataset, tmp_path):
-    """Two processes write the same files as one; the shards' rows are those of a single file."""
+@pytest.mark.parametrize("worth", [0, 10**9], ids=["processes", "threads"])
+def test_processes_and_shards_change_no_value(all_store, all_dataset, tmp_path, monkeypatch, worth):
+    """Two at once write the same files as one; the shards' rows are those of a single file."""
+    monkeypatch.setattr("builder.shards._BYTES_WORTH_A_PROCESS", worth)
     build(all_store, tmp_path / "two", max_shard_size="1MB", num_proc=2)
     for path in sorted(all_dataset.rglob("*.*")):
         again = tmp_path / "two" / path.relative_to(all_dataset)

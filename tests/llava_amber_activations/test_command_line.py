@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from datasets import load_dataset
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = ("demo", "capture", "build", "export", "import", "push", "verify", "info")
@@ -113,3 +114,12 @@ def test_packages_import_in_one_direction():
             if name in forbidden and "cli" not in path.parts
         ]
         assert [each for each in found if each != allowed] == []
+
+
+@pytest.mark.parametrize("configs", ["default", "all_layers", "default,all_layers"])
+def test_what_build_says_is_next(cli, last_store, tmp_path, configs):
+    """The call that the command prints opens the folder that it has built."""
+    result = cli("build", last_store, tmp_path / "out", "--configs", configs)
+    assert result.returncode == 0, result.stderr
+    call = result.stdout.partition("Next: load_dataset")[2]
+    assert len(load_dataset(*ast.literal_eval(call.strip()))) == 1
