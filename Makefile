@@ -1,6 +1,6 @@
 # make demo   the whole pipeline on a tiny random LLaVA, on the CPU
 # make test   the test suite
-# make bench  the benchmark: a table and a plot in tests/benchmarks (an hour, 25 GB of scratch)
+# make bench  the benchmark: a table and a plot in tests/benchmarks (half an hour, 25 GB of scratch)
 # They make their own virtual environment first.
 PYTHON ?= python3
 VENV   ?= .venv

@@ -43,8 +43,7 @@ def build(
         n_targets: targets of a layer in the default config; the capture's own number if None.
         configs: `default` (which brings `L0` … with it), `all_layers` or both.
         max_shard_size: most bytes of a Parquet file before compression, such as `500MB`.
-        num_proc: processes that write shards, where there are gigabytes to write; with less, their
-            start would take longer than they save, and threads write.
+        num_proc: shards written at once: up to four by threads, more by processes.
 
     Raises:
         ActivationsError: the store is unfinished or damaged, or `dataset` holds something.

@@ -40,11 +40,9 @@ from llava_amber_activations.schema import (
     with_features,
 )
 
-# Each holds a row group or two, of at most 64 MiB.
+# Each holds a row group or two, of at most 64 MiB. Two write as fast as two processes, which have
+# torch to import first.
 _MOST_THREADS = 4
-
-# What a process writes in about the ten seconds that make the two of its start worth while.
-_BYTES_WORTH_A_PROCESS = 10**9
 
 
 class Rows(Protocol):
@@ -137,7 +135,7 @@ def _plan(
     names: tuple[str, ...],
     shard_bytes: int,
 ) -> list[ShardTask]:
-    row_bytes = _row_bytes(contents, names)
+    row_bytes = len(names) * contents.width * np.dtype(contents.dtype).itemsize
     shards = plan_shards(plan_row_groups(rows_of_samples, row_bytes), row_bytes, shard_bytes)
     split = ALL_LAYERS_SPLIT if layer is None else split_name(layer)
     return [
@@ -148,18 +146,10 @@ def _plan(
     ]
 
 
-def _row_bytes(contents: Contents, names: Sequence[str]) -> int:
-    return len(names) * contents.width * np.dtype(contents.dtype).itemsize
-
-
-def _raw_bytes(contents: Contents, task: ShardTask) -> int:
-    return sum(map(len, task.groups)) * _row_bytes(contents, task.names)
-
-
 def write_shards(
     folder: Path, contents: Contents, tasks: Sequence[ShardTask], num_proc: int, label: str
 ) -> tuple[dict[str, FileEntry], dict[str, Moments]]:
-    """Write shards, by `num_proc` at once: threads where there is little to write, else processes.
+    """Write shards, in as many threads as help, or in `num_proc` processes where they are more.
 
     Returns:
         The manifest's entry of each file, by its path; and the moments of each vector of the
@@ -188,8 +178,7 @@ def _done(
     # pickled, a fixed-size list forgets that its elements are never null.
     schemas = [_schema(contents, task).serialize().to_pybytes() for task in tasks]
     given = [folder] * n, [contents] * n, tasks, schemas
-    n_bytes = sum(_raw_bytes(contents, task) for task in tasks)
-    if num_proc == 1 or n_bytes < num_proc * _BYTES_WORTH_A_PROCESS:
+    if num_proc <= _MOST_THREADS:
         # What takes the time (Arrow, numpy, SHA-256) leaves the interpreter to other threads.
         n_threads = max(num_proc, min(_MOST_THREADS, os.cpu_count() or 1))
         with ThreadPoolExecutor(n_threads) as threads:

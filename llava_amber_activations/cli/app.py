@@ -16,9 +16,7 @@ app.command("capture")(capture_command)
 MaxShardSize = Annotated[str, typer.Option(help="Most bytes of a Parquet file, uncompressed.")]
 NumProc = Annotated[
     int,
-    typer.Option(
-        min=1, help="Shards written at once: by processes if they are gigabytes, else by threads."
-    ),
+    typer.Option(min=1, help="Shards written at once: up to 4 by threads, more by processes."),
 ]
 NTargets = Annotated[
     int | None, typer.Option(min=1, help="Targets of a layer. [default: as captured]")

@@ -43,13 +43,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()) / "amber-bench")
     parser.add_argument("--repeats", type=int, default=REPEATS)
-    parser.add_argument("--sections", nargs="*", default=list(SECTIONS), choices=SECTIONS)
+    parser.add_argument(
+        "--sections",
+        nargs="*",
+        default=list(SECTIONS),
+        choices=SECTIONS,
+        help="measure these anew: the others as they were measured last",
+    )
     parser.add_argument("--out", type=Path, default=HERE)
     arguments = parser.parse_args()
     arguments.scratch.mkdir(parents=True, exist_ok=True)
     lines: list[Line] = []
-    for section in arguments.sections:
+    for section in SECTIONS:
         found = arguments.scratch / f"{section}.json"
+        if section not in arguments.sections:
+            if found.exists():
+                lines += [Line(**line) for line in json.loads(found.read_text())]
+            continue
         command = [sys.executable, str(HERE / f"{section}.py"), str(arguments.scratch)]
         command += ["--repeats", str(arguments.repeats), "--json", str(found)]
         print(f"{section} …", file=sys.stderr, flush=True)
@@ -63,9 +73,10 @@ def main() -> None:
 
 
 _LEGEND = """\
-Medians of {repeats} (lowest–highest), measured in turn in one run. 1004 rows, width 4096, 32
-layers, 16 targets, float16 unless a line says otherwise; MB/s are of raw float16. What each line
-measures exactly, and what is not the same work, stands in the script of its section."""
+Medians of {repeats} (lowest–highest), measured in turn in one run of the section. 1004 rows,
+width 4096, 32 layers, 16 targets, float16 unless a line says otherwise; MB/s are of raw float16.
+What each line measures exactly, and what is not the same work, stands in the script of its
+section."""
 
 
 def machine() -> str:

@@ -30,7 +30,6 @@ from llava_amber_activations.schema import targets_to_arrow, vectors_to_arrow
 SECTION = "4 Build"
 # The default config is six times the bytes of all_layers: fewer rows say as much.
 FEW = Shape(rows=128)
-# Enough for processes to be started at all: with less to write, num_proc counts threads.
 MANY = Shape(rows=4016)
 GROUP = 64
 BARE_NOTE = "from memory, no checksums, no fsync"
@@ -68,7 +67,7 @@ def measure(scratch: Path, repeats: int) -> list[Line]:
     return [
         *_against(ground, "all_layers", Shape(), [every], repeats),
         *_against(ground, "default", FEW, layers, repeats),
-        *_with_processes(ground, every_of_many, repeats),
+        *_of_many(ground, every_of_many, repeats),
         *_memory(ground),
     ]
 
@@ -138,7 +137,7 @@ def _bare(out: Path, tables: list[pa.Table]) -> None:
                 writer.write_table(table.slice(start, GROUP), row_group_size=GROUP)
 
 
-def _with_processes(ground: Ground, table: pa.Table, repeats: int) -> list[Line]:
+def _of_many(ground: Ground, table: pa.Table, repeats: int) -> list[Line]:
     out, store = ground.scratch / "built", ground.store(MANY)
     seconds = alternate(
         {
