@@ -23,15 +23,20 @@ def finite_rows(vectors: torch.Tensor) -> torch.Tensor:
     """Return of which rows of [rows, …] every value is finite: bool [rows].
 
     Args:
-        vectors: float16, bfloat16 or float32, on the CPU.
+        vectors: on the CPU; float16, bfloat16 and float32 are fast.
     """
+    if vectors.dtype not in _INFINITY:
+        return torch.isfinite(vectors).flatten(1).all(dim=1)
     rows = vectors.reshape(len(vectors), math.prod(vectors.shape[1:])).contiguous()
     bits = rows.view(_SIGNED[vectors.dtype]).numpy()
     return torch.from_numpy(_below(bits, _INFINITY[vectors.dtype]))
 
 
 def finite_rows_of_array(vectors: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.bool_]:
-    """Return the same of an array of float16 or float32, which need not be writable."""
+    """Return the same of an array, which need not be writable."""
+    if vectors.dtype not in (np.float16, np.float32):
+        finite: npt.NDArray[np.bool_] = np.isfinite(vectors).all(axis=tuple(range(1, vectors.ndim)))
+        return finite
     rows = np.ascontiguousarray(vectors.reshape(len(vectors), math.prod(vectors.shape[1:])))
     infinity = _INFINITY[torch.float16 if vectors.dtype == np.float16 else torch.float32]
     return _below(rows.view(f"i{vectors.itemsize}"), infinity)

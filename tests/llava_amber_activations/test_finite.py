@@ -31,3 +31,11 @@ def test_read_only_and_strided():
     vectors[2, 1, 0] = -np.inf
     vectors.flags.writeable = False
     assert finite_rows_of_array(vectors).tolist() == [True, True, False, True]
+
+
+def test_other_numbers():
+    """What a damaged or foreign file may hold is told apart too."""
+    doubles = np.array([[1.0, 1e300], [np.nan, 0.0], [0.0, -np.inf]])
+    assert finite_rows_of_array(doubles).tolist() == [True, False, False]
+    assert finite_rows(torch.from_numpy(doubles)).tolist() == [True, False, False]
+    assert finite_rows(torch.arange(6).reshape(2, 3)).tolist() == [True, True]
