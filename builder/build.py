@@ -43,7 +43,8 @@ def build(
         n_targets: targets of a layer in the default config; the capture's own number if None.
         configs: `default` (which brings `L0` … with it), `all_layers` or both.
         max_shard_size: most bytes of a Parquet file before compression, such as `500MB`.
-        num_proc: shards written at once: up to four by threads, more by processes.
+        num_proc: shards written at once, or more where there are cores for it: up to four by
+            threads, more by processes.
 
     Raises:
         ActivationsError: the store is unfinished or damaged, or `dataset` holds something.

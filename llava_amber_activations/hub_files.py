@@ -5,7 +5,7 @@ Apart from `source`, because the Hub's client takes as long to import as a small
 
 from __future__ import annotations
 
-from typing import IO, Any
+from typing import IO
 
 import fsspec
 from huggingface_hub import HfApi
@@ -29,8 +29,8 @@ def repo_root(repo_id: str, revision: str | None) -> str:
 def open_file(url: str) -> IO[bytes]:
     """Open a file of which nothing is read ahead of what is asked for."""
     fs, path = fsspec.url_to_fs(url)
-    file: Any = retried(lambda: fs.open(path, "rb", cache_type="none"))
-    return file  # type: ignore[no-any-return]
+    file: IO[bytes] = retried(lambda: fs.open(path, "rb", cache_type="none"))
+    return file
 
 
 def read_bytes(url: str) -> bytes:

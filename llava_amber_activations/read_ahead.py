@@ -84,7 +84,7 @@ class Shards:
     def open(self, url: str) -> ShardFile:
         """Open a shard by the footer that has been read; this thread's last few stay open.
 
-        Opening takes as long as decoding several of a row group's vectors.
+        Opening takes as long as decoding two of a row group's vectors.
         """
         files: dict[str, ShardFile] = self._of_thread.__dict__
         file = files.pop(url, None) or ShardFile(url, self.footer(url))

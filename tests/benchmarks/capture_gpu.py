@@ -10,7 +10,8 @@ and gets fewer samples, each figure is of its own samples a second. Beside them:
     of peak   the pass's operations (counted by torch) a second, of those of a large float16 product
     idle      share of a capture's time in which no kernel and no copy ran on the GPU
 
-`--device cpu --layers 4 --hidden-size 256 …` tries the script where there is no GPU.
+`--device cpu --layers 4 --hidden-size 64 --last 6 --all 4 --plain 2 --batch-size 2` tries the
+script where there is no GPU.
 """
 
 from __future__ import annotations
@@ -158,7 +159,8 @@ def run_all(folder: Path, arguments: argparse.Namespace) -> None:
     images, out = folder / "images", folder / "out"
     for positions, n_samples in (("last", arguments.last), ("all", arguments.all)):
         dataset = make_input(folder, n_samples)
-        few = make_input(folder, min(arguments.plain, n_samples))
+        n_plain = min(arguments.plain, n_samples)
+        few = make_input(folder, n_plain)
         flop = operations(model, dataset, images)
         run_bare = bare(model, dataset, images, arguments.batch_size)
         run_plain = plain(model, few, images, out, positions)
@@ -174,7 +176,7 @@ def run_all(folder: Path, arguments: argparse.Namespace) -> None:
         for _ in range(arguments.repeats):
             for name, run, count in (
                 ("bare", run_bare, n_samples),
-                ("plain", run_plain, min(arguments.plain, n_samples)),
+                ("plain", run_plain, n_plain),
                 ("capture", run_ours, n_samples),
             ):
                 rates[name].append(count / seconds(run))
@@ -189,7 +191,7 @@ def run_all(folder: Path, arguments: argparse.Namespace) -> None:
             of_plain = [a / b for a, b in zip(measured, rates["plain"], strict=True)]
             share = statistics.median(measured) * flop / peak
             print(
-                f"| {positions} | {name} | {n_samples if name != 'plain' else arguments.plain} | "
+                f"| {positions} | {name} | {n_samples if name != 'plain' else n_plain} | "
                 f"{spread(measured)} | {spread(of_bare)} | {spread(of_plain)} | {share:.2f} | "
                 f"{f'{idle:.2f}' if name == 'capture' else ''} | {sizes[name]:,} | "
                 f"{memory[name]:,.0f} |",

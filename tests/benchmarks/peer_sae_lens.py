@@ -23,7 +23,7 @@ from pathlib import Path
 
 import datasets
 import torch
-from measuring import Line, run_section
+from measuring import Line, rates, run_section
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -81,23 +81,20 @@ def measure(scratch: Path, repeats: int) -> list[Line]:
     written = sum(path.stat().st_size for path in theirs.rglob("*") if path.is_file())
     size = ours.stat().st_size
     return [
-        Line(
-            SECTION,
-            "64 hooks of one text model",
-            "CacheActivationsRunner, 64 runs",
-            "positions/s",
-            [TOKENS / one for one in mine],
-            [TOKENS / one for one in of_all],
-            note="one pass against 64",
-        ),
-        Line(
-            SECTION,
-            "64 hooks of one text model",
-            "CacheActivationsRunner, 1 hook",
-            "positions/s",
-            [TOKENS / one for one in mine],
-            [TOKENS / one for one in of_one],
-            note="64 times the vectors",
+        *(
+            Line(
+                SECTION,
+                "64 hooks of one text model",
+                f"CacheActivationsRunner, {runs}",
+                "positions/s",
+                rates(TOKENS, mine),
+                rates(TOKENS, theirs_took),
+                note=note,
+            )
+            for runs, theirs_took, note in (
+                ("64 runs", of_all, "one pass against 64"),
+                ("1 hook", of_one, "64 times the vectors"),
+            )
         ),
         Line(
             SECTION,
