@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from capture.inputs import make_inputs, token_ids
 from capture.model import CaptureModel
@@ -24,6 +25,10 @@ from capture.precision import relative_error, tolerance
 from capture.queries import Query
 from capture.taps import Taps
 from llava_amber_activations.store import POSITION
+
+# The key/value cache among a model's arguments and outputs: transformers calls it so from 5.24 on,
+# and announces that 5.40 no longer knows the older name.
+CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 
 @dataclass(frozen=True)
@@ -147,17 +152,18 @@ def run_prefixed(
     flat = inputs.picture[rows.element] * inputs.length + position
     once, copies = flat[in_prefix].unique(return_inverse=True)
     with taps.aimed(once, model.device) as of_prefix:
-        cache = model.body(**model.on_device(inputs.prefix), use_cache=True).past_key_values
+        output = model.body(**model.on_device(inputs.prefix), use_cache=True)
     if in_prefix.all():
         return of_prefix.index_select(1, copies.to(of_prefix.device)), rows
     # On the CPU: a model on several devices keeps a layer's cache with the layer.
+    cache = getattr(output, CACHE)
     cache.batch_select_indices(inputs.picture)
     ids = inputs.ids[:, inputs.length :]
     flat = rows.element * ids.shape[1] + position - inputs.length
     with taps.aimed(flat[~in_prefix], model.device) as of_suffix:
         model.body(
             **model.on_device({"input_ids": ids, "attention_mask": inputs.mask}),
-            past_key_values=cache,
+            **{CACHE: cache},
             use_cache=True,
         )
     if not in_prefix.any():

@@ -1,6 +1,7 @@
 """Prefix reuse: many queries on one picture, the picture computed once, the values the same."""
 
 import json
+import warnings
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from transformers import (
     LlavaNextImageProcessorPil,
     LlavaNextProcessor,
 )
+from transformers.utils import generic
 
 from capture import prefix
 from capture.model import load_model
@@ -244,11 +246,20 @@ def test_a_decoder_without_a_cache(tiny_llava, monkeypatch):
 
     def forgetting(*args, **kwargs):
         output = original(*args, **kwargs)
-        output.past_key_values = None
-        return output
+        return type(output)(last_hidden_state=output.last_hidden_state)
 
     monkeypatch.setattr(decoder, "forward", forgetting)
-    assert "AttributeError" in prefix_problem(model, "float32")
+    assert "'NoneType' object has no attribute" in prefix_problem(model, "float32")
+
+
+def test_transformers_present_names(tiny_llava, caplog):
+    """transformers warns of the cache's older name by `warnings` and by its logger, once each."""
+    model = load_model(str(tiny_llava), dtype="float32", device=torch.device("cpu"))
+    generic.logger.warning_once.cache_clear()
+    with warnings.catch_warnings(), caplog.at_level("WARNING", logger="transformers"):
+        warnings.simplefilter("error")
+        assert prefix_problem(model, "float32") is None
+    assert caplog.messages == []
 
 
 def test_generated_positions_share_nothing(make_store, shared_queries, tmp_path):
