@@ -1,12 +1,14 @@
 # make demo   the whole pipeline on a tiny random LLaVA, on the CPU
 # make test   the test suite
 # make bench  the benchmark: a table and a plot in tests/benchmarks (half an hour, 25 GB of scratch)
+# make harden  kills, mutated files, full disks and a failing Hub, at full size (CAMPAIGN=small: minutes)
 # They make their own virtual environment first.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+CAMPAIGN ?= full
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test bench harden lint clean
 
 demo: $(VENV)/.installed
 	rm -rf demo-output
@@ -17,6 +19,9 @@ test: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python tests/benchmarks/bench.py
+
+harden: $(VENV)/.installed
+	$(BIN)/python tests/hardening/campaign.py --size $(CAMPAIGN) $(if $(CAMPAIGN_SEED),--seed $(CAMPAIGN_SEED))
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
