@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from capture.checksums import files_sha256
 from capture.queries import Query
 from llava_amber_activations.errors import ActivationsError
 
@@ -26,15 +27,24 @@ class DatasetPictures:
         dataset: name of the dataset.
         split: of it.
         column: that holds the pictures.
+        commit: of a dataset of the Hub; None for a folder.
+        files_sha256: one checksum of the files of a folder; None for a dataset of the Hub.
     """
 
     dataset: str
     split: str
     column: str
+    commit: str | None = None
+    files_sha256: str | None = None
+
+    @property
+    def recorded_revision(self) -> str | None:
+        """What a recipe says of which state of the dataset it was."""
+        return self.commit or self.files_sha256
 
     def content(self, query: Query) -> bytes:
         """Return the bytes of the picture in the sample's row."""
-        value = _rows(self.dataset, self.split, self.column)[query.sample][self.column]
+        value = _rows(self.dataset, self.split, self.column, self.commit)[query.sample][self.column]
         content = (value or {}).get("bytes")
         if content is None:
             path = (value or {}).get("path")
@@ -70,8 +80,10 @@ def read_dataset(
     """
     datasets = _datasets()
     try:
-        split = split or datasets.get_dataset_split_names(name)[0]
-        rows = datasets.load_dataset(name, split=split)
+        builder = datasets.load_dataset_builder(name)
+        commit = None if Path(name).is_dir() else builder.hash
+        split = split or datasets.get_dataset_split_names(name, revision=commit)[0]
+        rows = datasets.load_dataset(name, split=split, revision=commit)
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise ActivationsError(f"cannot open the dataset {name}: {reason}") from None
@@ -95,13 +107,19 @@ def read_dataset(
         for sample, (id_, text) in enumerate(zip(ids, texts, strict=True))
     ]
     digest = hashlib.sha256(json.dumps([[q.id, q.query] for q in queries]).encode()).hexdigest()
-    return queries, digest, DatasetPictures(name, split, image_column)
+    files = None if commit else _files_sha256(Path(name), builder)
+    return queries, digest, DatasetPictures(name, split, image_column, commit, files)
+
+
+def _files_sha256(folder: Path, builder: Any) -> str:
+    paths = {Path(path) for paths in builder.config.data_files.values() for path in paths}
+    return files_sha256(folder.absolute(), paths)
 
 
 @lru_cache(maxsize=1)
-def _rows(name: str, split: str, column: str) -> Any:
+def _rows(name: str, split: str, column: str, commit: str | None) -> Any:
     datasets = _datasets()
-    rows = datasets.load_dataset(name, split=split).select_columns([column])
+    rows = datasets.load_dataset(name, split=split, revision=commit).select_columns([column])
     return rows.cast_column(column, datasets.Image(decode=False))
 
 

@@ -60,8 +60,9 @@ def make_chunks(
     """
     remaining = dict(todo)
     first = _FIRST_BATCH_SIZE.get(model.device.type, _FIRST_BATCH_SIZE_ON_GPU)
-    longest = max((len(queries) for queries in remaining.values()), default=1)
-    size = settings.batch_size or min(first, longest)
+    # Of a whole chunk, also where only the last and shorter one is to make: a run that goes on
+    # begins with the size that the first one began with.
+    size = settings.batch_size or min(first, settings.samples_per_chunk)
     share = model.image_token_id if share_prefixes else None
     with Taps(model.decoder, settings.x_site, dtype) as taps, _writer() as write:
         while remaining:
@@ -77,7 +78,7 @@ def make_chunks(
                         counted += n_samples
                         on_samples(n_samples)
                     counted = 0
-                    write(store, number, remaining.pop(number), held, model, dtype)
+                    write(store, number, remaining.pop(number), held, model, dtype, size)
             except torch.OutOfMemoryError as error:
                 if settings.batch_size is not None or size == 1:
                     raise ActivationsError(
@@ -144,11 +145,13 @@ def _writer() -> Iterator[Callable[..., None]]:
             batches: Sequence[CapturedBatch],
             model: CaptureModel,
             dtype: torch.dtype,
+            batch_size: int,
         ) -> None:
             nonlocal pending
             if pending is not None:
                 pending.result()
-            pending = pool.submit(_write, store, number, queries, batches, model, dtype)
+            chunk = (store, number, queries, batches, model, dtype, batch_size)
+            pending = pool.submit(_write, *chunk)
 
         yield write
         if pending is not None:
@@ -162,6 +165,7 @@ def _write(
     batches: Sequence[CapturedBatch],
     model: CaptureModel,
     dtype: torch.dtype,
+    batch_size: int,
 ) -> None:
     tensors, records = join_chunk(queries, batches, model, dtype)
     layers = {layer for batch in batches for layer in batch.features}
@@ -169,4 +173,4 @@ def _write(
         features, samples = join_features(batches, sorted(layers))
         # Before the chunk, whose presence says that all of it is there.
         write_features(features_path(store, number), features, samples)
-    write_chunk(chunk_path(store, number), tensors, records)
+    write_chunk(chunk_path(store, number), tensors, records, batch_size)

@@ -13,8 +13,8 @@ from capture.model import load_model, torch_dtype
 from capture.pictures import FolderPictures
 from capture.precision import relative_error, tolerance
 from capture.preparation import plan_batches, prepared_batches
+from capture.provenance import make_recipe
 from capture.queries import Query
-from capture.run import make_recipe
 from capture.settings import CaptureSettings
 from capture.taps import Taps
 from llava_amber_activations.errors import ActivationsError
@@ -30,7 +30,11 @@ from llava_amber_activations.store import (
 )
 
 # What may differ between the machine that captured and the one that checks.
-_MAY_DIFFER = ("model", "benchmark", "queries_sha256", "versions", "transcoders_sha256", "pool")
+_MAY_DIFFER = (
+    *("model", "benchmark", "queries_sha256", "versions", "transcoders_sha256", "pool"),
+    *("dataset_revision", "device", "batch_size", "auto_batch_size", "compile", "reuse_prefix"),
+    *("weights_sha256", "format_version"),
+)
 
 
 @dataclass(frozen=True)

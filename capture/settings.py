@@ -9,6 +9,11 @@ from llava_amber_activations.layers import DEFAULT_N_TARGETS
 
 DEFAULT_MAX_NEW_TOKENS = 512
 
+# One row of LLaVA-1.5-7B is 512 KiB, and a sample has about 600 of them when all are kept: these
+# defaults hold a chunk to about 32 MiB and 2.4 GiB.
+_CHUNK_SAMPLES = {"last": 64}
+_CHUNK_SAMPLES_MANY_ROWS = 8
+
 
 @dataclass(frozen=True)
 class CaptureSettings:
@@ -59,3 +64,9 @@ class CaptureSettings:
         if self.positions != "generated":
             return None
         return self.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
+
+    @property
+    def samples_per_chunk(self) -> int:
+        """Samples in each chunk of the store."""
+        default = _CHUNK_SAMPLES.get(self.positions, _CHUNK_SAMPLES_MANY_ROWS)
+        return self.chunk_samples or default

@@ -10,7 +10,6 @@ module adds. Only the encoder is read.
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import re
 from dataclasses import dataclass
@@ -19,8 +18,8 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
+from capture.checksums import files_sha256
 from llava_amber_activations.errors import ActivationsError
-from llava_amber_activations.files import sha256_of
 
 POOLS = ("max", "mean", "last")
 _FILE = re.compile(r"transcoder_L(\d+)\.pt")
@@ -75,10 +74,7 @@ def checkpoints_sha256(folder: Path | None) -> str | None:
     """Return one checksum of all checkpoints in a folder; None where none are wanted."""
     if folder is None:
         return None
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("transcoder_L*.pt")):
-        digest.update(f"{path.name} {sha256_of(path)}\n".encode())
-    return digest.hexdigest()
+    return files_sha256(folder, folder.glob("transcoder_L*.pt"))
 
 
 def _load(path: Path, hidden_size: int, device: torch.device) -> Encoder:

@@ -27,6 +27,7 @@ class Recipe:
         format_version: of the store and of the dataset made from it, "major.minor".
         origin: "capture", or which `.pt` layout the data was imported from.
         model: Hub id or folder of the model; `revision` is its commit where it came from the Hub.
+        weights_sha256: of a local folder's weights and configs together, where it did not.
         dtype: what the model computed in; `store_dtype` is what was kept.
         x_site: where in a layer `x` was read.
         positions: which token positions of a sample became rows.
@@ -40,7 +41,15 @@ class Recipe:
         n_targets: how many targets a layer has unless the builder is told otherwise.
         benchmark: file name of the query file; `queries_sha256` is its checksum.
         n_samples, chunk_samples: samples in all, and in each chunk of the store.
+        dataset_revision: commit of a dataset of the Hub, or one checksum of a local one's files.
         image_processor: class that made the pixels (its backends differ in the last bits).
+        device: name of the GPU, or of the CPU and its instruction set. This and the next four
+            decide the last bits alone.
+        batch_size: most samples of a forward pass; None where `auto_batch_size` chose it, and each
+            chunk says its own.
+        auto_batch_size: whether the device's memory decided the batch size.
+        compile: whether torch compiled the norms and the MLPs.
+        reuse_prefix: whether queries on one picture shared what precedes them.
         versions: of the libraries that decide values.
     """
 
@@ -65,6 +74,13 @@ class Recipe:
     queries_sha256: str | None = None
     chunk_samples: int | None = None
     image_processor: str | None = None
+    weights_sha256: str | None = None
+    dataset_revision: str | None = None
+    device: str | None = None
+    batch_size: int | None = None
+    auto_batch_size: bool | None = None
+    compile: bool | None = None
+    reuse_prefix: bool | None = None
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
     format_version: str = FORMAT_VERSION
 

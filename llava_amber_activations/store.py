@@ -10,8 +10,9 @@
                                           patch_row, patch_col: int32 [rows]
 
 A chunk covers a fixed range of samples and appears whole or not at all. Its safetensors header
-carries, under the one metadata key `chunk`, the records of its samples and the SHA-256 of its
-tensors. (One key, because the order in which several are written is not defined, and equal chunks
+carries, under the one metadata key `chunk`, the records of its samples, the SHA-256 of its tensors
+and the batch size that it was captured with. (One key, because the order in which several are
+written is not defined, and equal chunks
 must be equal files.)
 """
 
@@ -183,18 +184,24 @@ def vector_names(n_layers: int) -> list[str]:
 
 
 def write_chunk(
-    path: Path, tensors: Mapping[str, torch.Tensor], records: Sequence[SampleRecord]
+    path: Path,
+    tensors: Mapping[str, torch.Tensor],
+    records: Sequence[SampleRecord],
+    batch_size: int | None = None,
 ) -> None:
     """Write one chunk, whole or not at all; equal contents give equal bytes.
 
     Args:
         tensors: those of the module's docstring, contiguous, on the CPU.
         records: of the chunk's samples, in order.
+        batch_size: most samples of a forward pass, where the chunk was captured.
     """
-    metadata = {
+    metadata: dict[str, Any] = {
         "samples": [dataclasses.asdict(record) for record in records],
         "sha256": tensors_sha256(tensors),
     }
+    if batch_size is not None:
+        metadata["batch_size"] = batch_size
     _save(path, tensors, {_METADATA_KEY: json.dumps(metadata)})
 
 

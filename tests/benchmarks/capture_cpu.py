@@ -35,8 +35,9 @@ from capture.inputs import make_inputs
 from capture.model import CaptureModel, load_model
 from capture.pictures import FolderPictures, read_picture
 from capture.pipeline import make_chunks
+from capture.provenance import make_recipe
 from capture.queries import read_queries
-from capture.run import adopt_recipe, finish_store, make_recipe
+from capture.run import adopt_recipe, finish_store
 from capture.settings import CaptureSettings
 from capture.tiny_model import make_tiny_llava
 from llava_amber_activations.store import recipe_chunks
