@@ -17,7 +17,7 @@ from tqdm import tqdm
 from builder.pt_files import EXPORT_FILE, sample_path, save_pt, x_path, y_path
 from builder.sample_blocks import feature_samples, x_samples
 from llava_amber_activations.errors import ActivationsError
-from llava_amber_activations.files import is_empty_or_missing, parse_json_object, write_json
+from llava_amber_activations.files import is_empty_or_missing, write_json
 from llava_amber_activations.folder import ALL_LAYERS, CLT_FEATURES, DEFAULT_CONFIG
 from llava_amber_activations.layer_rows import (
     LayerView,
@@ -30,6 +30,7 @@ from llava_amber_activations.layers import LayerWindow, parse_layers
 from llava_amber_activations.memory import RecycledMemory
 from llava_amber_activations.schema import SAMPLE, Vectors
 from llava_amber_activations.source import Source, open_source
+from llava_amber_activations.typed_json import parse_json_object
 
 Layout = Literal["layers", "samples"]
 DEFAULT_BATCH_SIZE = 64

@@ -23,9 +23,9 @@ from builder.shards import (
     write_shards,
 )
 from llava_amber_activations.errors import ActivationsError
-from llava_amber_activations.files import parse_json_object
 from llava_amber_activations.folder import Manifest
 from llava_amber_activations.recipe import Recipe
+from llava_amber_activations.typed_json import parse_json_object
 
 _UNKNOWN = (
     "The .pt files do not say which picture, query or token a row was: `id` repeats `sample`, "

@@ -27,7 +27,7 @@ def make_recipe(
     model: CaptureModel,
     dtype: str,
     n_samples: int,
-    queries_sha256: str,
+    queries_sha256: str | None,
     *,
     dataset_revision: str | None = None,
     weights_sha256: str | None = None,

@@ -86,7 +86,7 @@ def recapture(
     )
     dtype = recipe.dtype or recipe.store_dtype
     loaded = load_model(model, dtype=dtype, device=device, revision=settings.revision)
-    found = make_recipe(settings, loaded, dtype, recipe.n_samples, recipe.queries_sha256 or "")
+    found = make_recipe(settings, loaded, dtype, recipe.n_samples, recipe.queries_sha256)
     same = {name: getattr(found, name) for name in _MAY_DIFFER}
     differences = replace(recipe, **same).differences(found)
     if differences:

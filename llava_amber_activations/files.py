@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-from llava_amber_activations.errors import ActivationsError
 
 _READ_BYTES = 1 << 20
 
@@ -64,27 +61,6 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, whole or not at all."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def parse_json_object(text: str | bytes, where: object) -> dict[str, Any]:
-    """Parse a JSON object.
-
-    Raises:
-        ActivationsError: `text` is not JSON, or not an object; the message names `where`.
-    """
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ActivationsError(f"{where} is not JSON ({error}); it may be damaged") from None
-    if not isinstance(value, dict):
-        raise ActivationsError(f"{where} holds a JSON {type(value).__name__}, not an object")
-    return value
-
-
-def known_fields(kind: type, value: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a dataclass has fields for; a newer minor version of a format adds others."""
-    names = {field.name for field in dataclasses.fields(kind)}
-    return {key: item for key, item in value.items() if key in names}
 
 
 def sha256_of(path: Path) -> str:

@@ -7,7 +7,8 @@ DATASET/
   clt_features/L0-00000-of-00001.parquet   config clt_features
   statistics.safetensors                   moments of every layer's vectors
   figures/rms.png, figures/energy.png      what the card shows of them
-  manifest.json                            every file's sha256, bytes and rows; the recipe
+  manifest.json                            every file's sha256, bytes and rows; the recipe; its own
+                                           checksum
 """
 
 from __future__ import annotations
@@ -17,9 +18,22 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from llava_amber_activations.checked_values import (
+    INT64_MAX,
+    check_choice,
+    check_number,
+    check_relative_path,
+    check_sha256,
+)
 from llava_amber_activations.errors import ActivationsError
-from llava_amber_activations.files import known_fields
-from llava_amber_activations.recipe import FORMAT_VERSION, Recipe, check_format_version
+from llava_amber_activations.recipe import (
+    FORMAT_VERSION,
+    MOST_LAYERS,
+    Recipe,
+    check_format_version,
+)
+from llava_amber_activations.sealed_json import check_seal, sealed
+from llava_amber_activations.typed_json import read_object
 
 CARD_FILE = "README.md"
 MANIFEST_FILE = "manifest.json"
@@ -33,7 +47,13 @@ ALL_LAYERS_SPLIT = "train"
 
 CONFIG_DIRS = {DEFAULT_CONFIG: "data", ALL_LAYERS: "all_layers", CLT_FEATURES: "clt_features"}
 
-_SHARD = re.compile(r"(?P<dir>\w+)/(?P<split>\w+)-(?P<shard>\d{5})-of-(?P<n>\d{5})\.parquet")
+VECTOR_DTYPES = ("float16", "float32")
+
+_SHARD = re.compile(
+    r"(?P<dir>\w+)/(?P<split>L(?P<layer>0|[1-9]\d{0,4})|train)"
+    r"-(?P<shard>\d{5,})-of-(?P<n>\d{5,})\.parquet",
+    re.ASCII,
+)
 
 
 @dataclass(frozen=True)
@@ -43,6 +63,11 @@ class FileEntry:
     sha256: str
     bytes: int
     rows: int | None = None
+
+    def __post_init__(self) -> None:
+        check_sha256("sha256", self.sha256)
+        check_number("bytes", self.bytes, 0, INT64_MAX)
+        check_number("rows", self.rows, 0, INT64_MAX)
 
 
 @dataclass(frozen=True)
@@ -66,41 +91,56 @@ class Manifest:
     warnings: tuple[str, ...] = ()
     format_version: str = FORMAT_VERSION
 
+    def __post_init__(self) -> None:
+        check_format_version(self.format_version, "the manifest")
+        check_choice("dtype", self.dtype, VECTOR_DTYPES)
+        check_number("n_targets", self.n_targets, 1, MOST_LAYERS)
+        check_number("n_rows", self.n_rows, 0, INT64_MAX)
+        for path, entry in self.files.items():
+            check_relative_path(path)
+            self._check_shard(path, entry)
+
+    def _check_shard(self, path: str, entry: FileEntry) -> None:
+        """Check that a path in a config's folder names one of its shards, and its rows."""
+        folder = path.partition("/")[0]
+        if folder not in CONFIG_DIRS.values():
+            return
+        match = _SHARD.fullmatch(path)
+        is_all_layers = folder == CONFIG_DIRS[ALL_LAYERS]
+        if match is None or (match["split"] == ALL_LAYERS_SPLIT) != is_all_layers:
+            raise ActivationsError(f"{path!r} is in the folder of a config, and no shard of it")
+        if not is_all_layers and int(match["layer"]) >= self.recipe.n_layers:
+            raise ActivationsError(
+                f"{path!r} is of a layer that the model, of {self.recipe.n_layers}, does not have"
+            )
+        if entry.rows is None:
+            raise ActivationsError(f"{path!r} has no number of rows")
+
     def to_json(self) -> dict[str, Any]:
-        """Return the manifest as a JSON object."""
-        return {
-            "format_version": self.format_version,
-            "dtype": self.dtype,
-            "n_targets": self.n_targets,
-            "n_rows": self.n_rows,
-            "warnings": list(self.warnings),
-            "recipe": self.recipe.to_json(),
-            "files": {path: dataclasses.asdict(self.files[path]) for path in sorted(self.files)},
-        }
+        """Return the manifest as a JSON object, its own checksum last."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        files = {path: dataclasses.asdict(self.files[path]) for path in sorted(self.files)}
+        return sealed(
+            {
+                "format_version": fields.pop("format_version"),
+                **fields,
+                "warnings": list(self.warnings),
+                "recipe": self.recipe.to_json(),
+                "files": files,
+            }
+        )
 
     @classmethod
     def from_json(cls, value: dict[str, Any], where: object) -> Manifest:
         """Read a manifest back.
 
         Raises:
-            ActivationsError: it is of a newer major format, or keys are missing.
+            ActivationsError: it is of a newer major format, it is not as it was written, keys are
+                missing, or a value is not of its type or range.
         """
         check_format_version(value.get("format_version"), where)
-        try:
-            return cls(
-                recipe=Recipe.from_json(value["recipe"], where),
-                dtype=value["dtype"],
-                n_targets=value["n_targets"],
-                n_rows=value["n_rows"],
-                files={
-                    path: FileEntry(**known_fields(FileEntry, entry))
-                    for path, entry in value["files"].items()
-                },
-                warnings=tuple(value.get("warnings", ())),
-                format_version=value["format_version"],
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ActivationsError(f"{where} is not a manifest of this project: {error}") from None
+        check_seal(value, where, "build or download the dataset again")
+        return read_object(cls, value, where, "a manifest of this project")
 
     def shards(self, config: str, split: str) -> list[str]:
         """Return the paths of a split's shards, in order; none where the split is not there."""

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from llava_amber_activations.checked_values import (
+    INT32_MAX,
+    check_choice,
+    check_number,
+    check_sha256,
+)
 from llava_amber_activations.errors import ActivationsError
-from llava_amber_activations.files import known_fields
+from llava_amber_activations.typed_json import read_object
 
-FORMAT_VERSION = "1.0"
+FORMAT_VERSION = "1.1"
 
 XSite = Literal["resid_mid", "resid_pre", "mlp_in"]
 Positions = Literal["last", "all", "image", "text", "generated"]
@@ -17,6 +24,13 @@ Pool = Literal["max", "mean", "last"]
 DType = Literal["float16", "bfloat16", "float32"]
 
 X_SITES: tuple[str, ...] = get_args(XSite)
+
+# Far beyond any model or capture; a damaged number must not become a loop or an allocation.
+MOST_LAYERS = 10_000
+MOST_WIDTH = 1 << 24
+_MOST_CHUNKS = 1_000_000
+
+_VERSION = re.compile(r"(?P<major>[0-9]{1,4})(\.(?P<minor>[0-9]{1,4}))?")
 
 
 @dataclass(frozen=True)
@@ -84,6 +98,37 @@ class Recipe:
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
     format_version: str = FORMAT_VERSION
 
+    def __post_init__(self) -> None:
+        check_format_version(self.format_version, "the recipe")
+        for name, least, most in (
+            ("n_layers", 1, MOST_LAYERS),
+            ("hidden_size", 1, MOST_WIDTH),
+            ("n_targets", 1, MOST_LAYERS),
+            ("n_samples", 0, INT32_MAX),
+            ("chunk_samples", 1, INT32_MAX),
+            ("sample_positions", 1, INT32_MAX),
+            ("max_new_tokens", 1, INT32_MAX),
+            ("batch_size", 1, INT32_MAX),
+        ):
+            check_number(name, getattr(self, name), least, most)
+        if self.seed is not None and self.seed < 0:
+            raise ActivationsError(f"seed must not be negative, got {self.seed}")
+        if self.n_samples > _MOST_CHUNKS * (self.chunk_samples or self.n_samples):
+            raise ActivationsError(
+                f"n_samples must be at most {_MOST_CHUNKS} times chunk_samples "
+                f"({self.chunk_samples}), got {self.n_samples}"
+            )
+        for name, choices in (
+            ("store_dtype", get_args(DType)),
+            ("dtype", get_args(DType)),
+            ("x_site", X_SITES),
+            ("positions", get_args(Positions)),
+            ("pool", get_args(Pool)),
+        ):
+            check_choice(name, getattr(self, name), choices)
+        for name in ("transcoders_sha256", "queries_sha256", "weights_sha256"):
+            check_sha256(name, getattr(self, name))
+
     def to_json(self) -> dict[str, Any]:
         """Return the recipe as a JSON object, `format_version` first."""
         fields = dataclasses.asdict(self)
@@ -94,14 +139,11 @@ class Recipe:
         """Read a recipe back.
 
         Raises:
-            ActivationsError: it was written by a newer major format, or keys are missing; the
-                message names `where`.
+            ActivationsError: it was written by a newer major format, keys are missing, or a value
+                is not of its type or range; the message names `where`.
         """
         check_format_version(value.get("format_version"), where)
-        try:
-            return cls(**known_fields(cls, value))
-        except TypeError as error:
-            raise ActivationsError(f"{where} is not a capture recipe: {error}") from None
+        return read_object(cls, value, where, "a capture recipe")
 
     def differences(self, other: Recipe) -> list[str]:
         """Name every field in which two recipes differ, as `field (this, not that)`."""
@@ -119,12 +161,17 @@ def check_format_version(version: object, where: object) -> None:
     Raises:
         ActivationsError: the version is missing, malformed or of another major number.
     """
-    major = str(version).partition(".")[0]
-    if not major.isdecimal():
+    match = _VERSION.fullmatch(version) if isinstance(version, str) else None
+    ours = int(FORMAT_VERSION.partition(".")[0])
+    if match is None or int(match["major"]) < ours:
         raise ActivationsError(f"{where} names no format version: it is not a file of this project")
-    ours = FORMAT_VERSION.partition(".")[0]
-    if int(major) > int(ours):
+    if int(match["major"]) > ours:
         raise ActivationsError(
             f"{where} is of format {version}, and this release reads format {ours}.x: "
-            f"install llava-amber-activations {major}.0 or newer to read it"
+            f"install llava-amber-activations {match['major']}.0 or newer to read it"
         )
+
+
+def minor_version(version: str) -> int:
+    """Return the minor number of a format version that `check_format_version` has passed."""
+    return int(version.partition(".")[2] or 0)

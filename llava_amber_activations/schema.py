@@ -12,14 +12,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from llava_amber_activations.checked_values import check_number
 from llava_amber_activations.errors import ActivationsError
-from llava_amber_activations.recipe import FORMAT_VERSION, check_format_version
+from llava_amber_activations.recipe import FORMAT_VERSION, MOST_LAYERS, check_format_version
+from llava_amber_activations.typed_json import parse_json_object, read_object
 
 if TYPE_CHECKING:
     import datasets
@@ -37,6 +40,17 @@ _OUR_KEY = b"llava_amber_activations"
 _ELEMENT = "element"
 
 Vectors = npt.NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class _ShardMetadata:
+    """What a shard's schema says of itself."""
+
+    format_version: str
+    n_layers: int
+
+    def __post_init__(self) -> None:
+        check_number("n_layers", self.n_layers, 1, MOST_LAYERS)
 
 
 def dataset_dtype(store_dtype: str) -> str:
@@ -114,9 +128,10 @@ def layers_of(schema: pa.Schema, where: object) -> int:
     Raises:
         ActivationsError: the shard is not of this project, or of a newer major format.
     """
-    ours = json.loads((schema.metadata or {}).get(_OUR_KEY, b"{}"))
-    check_format_version(ours.get("format_version"), where)
-    return int(ours["n_layers"])
+    text = (schema.metadata or {}).get(_OUR_KEY, b"{}")
+    value = parse_json_object(text, f"the schema of {where}")
+    check_format_version(value.get("format_version"), where)
+    return read_object(_ShardMetadata, value, f"the schema of {where}", "of this project").n_layers
 
 
 def width_of(schema: pa.Schema) -> int:

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llava_amber_activations.errors import ActivationsError
-from llava_amber_activations.files import parse_json_object
 from llava_amber_activations.folder import MANIFEST_FILE, Manifest
+from llava_amber_activations.typed_json import parse_json_object
 
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 

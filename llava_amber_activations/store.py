@@ -30,16 +30,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from llava_amber_activations.checked_values import INT32_MAX, check_number, check_sha256
 from llava_amber_activations.errors import ActivationsError
-from llava_amber_activations.files import (
-    known_fields,
-    parse_json_object,
-    write_json,
-    write_text,
-    written_whole,
-)
+from llava_amber_activations.files import write_json, write_text, written_whole
 from llava_amber_activations.layers import mlp_out_name, x_name
 from llava_amber_activations.recipe import Recipe
+from llava_amber_activations.typed_json import parse_json_object, read_object
 
 RECIPE_FILE = "capture.json"
 SAMPLES_FILE = "samples.jsonl"
@@ -76,6 +72,12 @@ class SampleRecord:
     n_rows: int
     error: str | None = None
     response: str | None = None
+
+    def __post_init__(self) -> None:
+        check_number("sample", self.sample, 0, INT32_MAX)
+        check_number("id", self.id, -INT32_MAX - 1, INT32_MAX)
+        check_number("n_rows", self.n_rows, 0, INT32_MAX)
+        check_sha256("image_sha256", self.image_sha256)
 
     def to_line(self) -> str:
         """Return the record as one JSON line, without `error` or `response` where there is none."""
@@ -168,7 +170,7 @@ def chunk_ranges(n_samples: int, chunk_samples: int) -> list[range]:
 
 def recipe_chunks(recipe: Recipe) -> list[range]:
     """Return the samples of every chunk of a captured store."""
-    return chunk_ranges(recipe.n_samples, recipe.chunk_samples or recipe.n_samples)
+    return chunk_ranges(recipe.n_samples, recipe.chunk_samples or max(1, recipe.n_samples))
 
 
 def missing_chunks(store: Path, recipe: Recipe) -> list[int]:
@@ -223,6 +225,15 @@ def tensors_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
+@dataclass(frozen=True)
+class _ChunkHeader:
+    """What a chunk says of itself: its samples' records, and the checksum of its tensors."""
+
+    samples: tuple[SampleRecord, ...]
+    sha256: str
+    batch_size: int | None = None
+
+
 class Chunk:
     """One chunk, open for reading; nothing is read before it is asked for.
 
@@ -244,15 +255,16 @@ class Chunk:
                 f"{path} is damaged ({type(error).__name__}: {error}): delete it, "
                 "and run the same capture command again to make it anew"
             ) from None
-        header = parse_json_object(metadata, path)
         try:
-            self.sha256: str = header["sha256"]
-            self.records = [_record(record) for record in header["samples"]]
-        except (KeyError, TypeError, AttributeError) as error:
+            value = parse_json_object(metadata, "its header")
+            header = read_object(_ChunkHeader, value, "its header", "a chunk's")
+        except ActivationsError as error:
             raise ActivationsError(
-                f"{path} is damaged (its header lacks {error}): delete it, "
-                "and run the same capture command again to make it anew"
+                f"{path} is damaged ({error}): delete it, and run the same capture command again "
+                "to make it anew"
             ) from None
+        self.sha256 = header.sha256
+        self.records = list(header.samples)
         self.names = set(self._file.keys())
 
     @property
@@ -279,10 +291,6 @@ class Chunk:
         return rows
 
 
-def _record(value: dict[str, Any]) -> SampleRecord:
-    return SampleRecord(**known_fields(SampleRecord, value))
-
-
 def read_samples(store: Path) -> list[SampleRecord]:
     """Read the records of a finished store.
 
@@ -299,10 +307,8 @@ def read_samples(store: Path) -> list[SampleRecord]:
     records = []
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         where = f"{path} line {number}"
-        try:
-            records.append(_record(parse_json_object(line, where)))
-        except TypeError as error:
-            raise ActivationsError(f"{where} is not a sample: {error}") from None
+        value = parse_json_object(line, where)
+        records.append(read_object(SampleRecord, value, where, "a sample"))
     return records
 
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from manifests import seal
 from safetensors.torch import load_file
 
 from builder.build import build
@@ -128,7 +129,8 @@ def test_manifest(last_dataset, last_store):
         assert entry["bytes"] == len(content)
         assert entry["rows"] == (8 if path.endswith(".parquet") else None)
     assert manifest["recipe"] == json.loads((last_store / "capture.json").read_text())
-    assert manifest["format_version"] == "1.0"
+    assert manifest["format_version"] == "1.1"
+    assert list(manifest)[-1] == "self_sha256" and manifest["self_sha256"] == seal(manifest)
 
 
 def test_fewer_targets_and_configs(last_store, tmp_path):

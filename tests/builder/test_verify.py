@@ -1,12 +1,12 @@
 """verify: passes what is right, and names the first thing wrong, one defect at a time."""
 
 import hashlib
-import json
 import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from manifests import changed_manifest
 
 from builder.info import info
 from builder.shard_writer import open_shard
@@ -52,12 +52,11 @@ def rewrite_x(folder, change):
 
 
 def edit_manifest(folder, path, **changes):
-    manifest = json.loads((folder / "manifest.json").read_text())
-    entry = manifest["files"][path.relative_to(folder).as_posix()]
-    entry["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    entry["bytes"] = path.stat().st_size
-    entry.update(changes)
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with changed_manifest(folder) as manifest:
+        entry = manifest["files"][path.relative_to(folder).as_posix()]
+        entry["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+        entry["bytes"] = path.stat().st_size
+        entry.update(changes)
 
 
 def test_what_is_right_passes(all_dataset, last_dataset, last_store, all_store):
@@ -98,9 +97,8 @@ def test_row_counts(folder):
 def test_a_split_with_fewer_rows(folder):
     """A shard that is gone from the manifest as well."""
     path = sorted((folder / "data").glob("L7-*"))[-1]
-    manifest = json.loads((folder / "manifest.json").read_text())
-    del manifest["files"][path.relative_to(folder).as_posix()]
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with changed_manifest(folder) as manifest:
+        del manifest["files"][path.relative_to(folder).as_posix()]
     path.unlink()
     with pytest.raises(ActivationsError, match=r"split L7 of default .* rows, and the others"):
         verify(folder)

@@ -1,7 +1,6 @@
 """verify, beyond checksums: every config and column, every byte of a header, features."""
 
 import hashlib
-import json
 import re
 import shutil
 
@@ -9,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from manifests import changed_manifest
 from safetensors.torch import load_file
 
 from builder.import_pt import import_pt
@@ -61,11 +61,10 @@ def rewrite(folder, name, column, edit):
     at = table.schema.get_field_index(column)
     array = edited(table[column].combine_chunks(), edit)
     pq.write_table(table.set_column(at, table.schema.field(at), array), path)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    entry = manifest["files"][name]
-    entry["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    entry["bytes"] = path.stat().st_size
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with changed_manifest(folder) as manifest:
+        entry = manifest["files"][name]
+        entry["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+        entry["bytes"] = path.stat().st_size
 
 
 OWN, ALL = "data/L1-00000-of-00001.parquet", "all_layers/train-00000-of-00001.parquet"
@@ -96,9 +95,8 @@ def test_consistent_change(folder, name, column, edit, match):
 
 @pytest.mark.parametrize("n_rows", [8, 10])
 def test_number_of_rows(folder, n_rows):
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["n_rows"] = n_rows
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with changed_manifest(folder) as manifest:
+        manifest["n_rows"] = n_rows
     with pytest.raises(ActivationsError, match=f"split L0 of default .* 9 rows.* {n_rows}"):
         verify(folder)
 
@@ -184,9 +182,8 @@ def test_features_of_other_samples(features):
 
 
 def test_number_of_rows_of_features(features):
-    manifest = json.loads((features / "manifest.json").read_text())
-    manifest["n_rows"] = 7
-    (features / "manifest.json").write_text(json.dumps(manifest))
+    with changed_manifest(features) as manifest:
+        manifest["n_rows"] = 7
     with pytest.raises(ActivationsError, match=r"clt_features .* 6 rows"):
         verify(features)
 

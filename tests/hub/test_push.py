@@ -25,10 +25,10 @@ def lfs_uploads(hub):
 
 
 def test_repo_holds_the_folder_and_the_tag(hub, cli, narrow_dataset):
-    """Every file byte for byte, but for the repo's name in the card; v1.0 is the last commit."""
+    """Every file byte for byte, but for the repo's name in the card; v1.1 is the last commit."""
     result = cli("push", narrow_dataset, "--repo-id", "lab/first", "--private")
     assert result.returncode == 0, result.stderr
-    assert f"{hub.endpoint}/datasets/lab/first (tag v1.0" in result.stdout
+    assert f"{hub.endpoint}/datasets/lab/first (tag v1.1" in result.stdout
     assert remote_files("lab/first") == local_files(narrow_dataset)
     for path in local_files(narrow_dataset) - {"README.md", "manifest.json"}:
         assert hub.read("lab/first", path) == (narrow_dataset / path).read_bytes(), path
@@ -43,7 +43,7 @@ def test_repo_holds_the_folder_and_the_tag(hub, cli, narrow_dataset):
         ref.name: ref.target_commit
         for ref in api.list_repo_refs("lab/first", repo_type="dataset").tags
     }
-    assert tags == {"v1.0": info.sha}
+    assert tags == {"v1.1": info.sha}
 
 
 def test_original_spelling_and_token_nowhere(hub, cli, narrow_dataset, tmp_path):
@@ -79,7 +79,7 @@ def test_pushed_again_nothing_is_sent(hub, narrow_dataset, pushed):
     push(narrow_dataset, pushed, token=DEFAULT_TOKEN)
     assert lfs_uploads(hub) == []
     tags = HfApi().list_repo_refs(pushed, repo_type="dataset").tags
-    assert [tag.name for tag in tags] == ["v1.0"]
+    assert [tag.name for tag in tags] == ["v1.1"]
     assert {tag.target_commit for tag in tags} == {HfApi().dataset_info(pushed).sha}
     assert before
 

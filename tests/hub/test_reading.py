@@ -172,7 +172,7 @@ def test_statistics(hub, pushed, narrow_vectors):
 def test_revisions(hub, narrow_dataset, pushed, tmp_path):
     """A tag, a commit and a branch can be named; one that is not there is said."""
     commit = HfApi().dataset_info(pushed).sha
-    for revision in ("v1.0", commit, "main"):
+    for revision in ("v1.1", commit, "main"):
         stream = load_activations(pushed, layer=0, streaming=True, revision=revision)
         assert next(iter(stream))["image"] == "AMBER_1.jpg"
     with pytest.raises(ActivationsError, match="no such revision"):

@@ -10,10 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_amber_activations import ActivationsError
 from llava_amber_activations.files import (
     is_empty_or_missing,
-    parse_json_object,
     sha256_of,
     write_json,
     write_text,
@@ -112,29 +110,6 @@ def test_json_and_text_are_utf_8(tmp_path):
     assert (tmp_path / "a.json").read_bytes() == expected.encode("utf-8")
     write_text(tmp_path / "b", "a\nb…")
     assert (tmp_path / "b").read_bytes() == "a\nb…".encode()
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("", "where is not JSON"),
-        ("{'a': 1}", "where is not JSON"),
-        ('{"a": 1} {', "where is not JSON"),
-        (b"\x80\x81", "where is not JSON"),
-        ("[1]", "where holds a JSON list, not an object"),
-        ("3", "where holds a JSON int, not an object"),
-        ("null", "where holds a JSON NoneType, not an object"),
-        ("[" * 100_000, "where"),
-    ],
-    ids=lambda value: str(value)[:12],
-)
-def test_what_is_no_json_object(text, said):
-    with pytest.raises(ActivationsError, match=said):
-        parse_json_object(text, "where")
-
-
-def test_a_json_object():
-    assert parse_json_object(b'{"a": [1]}', "where") == {"a": [1]}
 
 
 @pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1])

@@ -6,6 +6,7 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from manifests import seal
 
 from llava_amber_activations import ActivationsError, Recipe
 from llava_amber_activations.folder import FileEntry, Manifest
@@ -13,7 +14,8 @@ from llava_amber_activations.recipe import check_format_version
 from llava_amber_activations.store import read_recipe, write_recipe
 
 RECIPE = Recipe(n_layers=2, hidden_size=3, n_targets=1, store_dtype="float32", n_samples=2)
-MANIFEST = Manifest(RECIPE, "float32", 1, 2, {"data/L0-00000-of-00001.parquet": FileEntry("0", 9)})
+SHARD = "data/L0-00000-of-00001.parquet"
+MANIFEST = Manifest(RECIPE, "float32", 1, 2, {SHARD: FileEntry("0" * 64, 9, 2)})
 
 texts = st.none() | st.text(max_size=20)
 recipes = st.builds(
@@ -42,7 +44,7 @@ def test_the_file_of_a_store(tmp_path):
     """capture.json is an object of the contract's keys, the format's version first."""
     write_recipe(tmp_path, RECIPE)
     value = json.loads((tmp_path / "capture.json").read_text(encoding="utf-8"))
-    assert next(iter(value)) == "format_version" and value["format_version"] == "1.0"
+    assert next(iter(value)) == "format_version" and value["format_version"] == "1.1"
     assert value.keys() >= {
         *("model", "revision", "dtype", "x_site", "positions", "prompt", "n_layers"),
         *("hidden_size", "n_targets", "benchmark", "versions", "queries_sha256"),
@@ -54,7 +56,7 @@ def test_the_file_of_a_store(tmp_path):
 def test_the_recipe_of_a_capture(last_store):
     """A real capture's file says what it was captured with."""
     value = json.loads((last_store / "capture.json").read_text(encoding="utf-8"))
-    assert value["format_version"] == "1.0" and value["origin"] == "capture"
+    assert value["format_version"] == "1.1" and value["origin"] == "capture"
     assert (value["n_layers"], value["hidden_size"], value["n_targets"]) == (32, 64, 16)
     assert (value["x_site"], value["positions"]) == ("resid_mid", "last")
     assert (value["dtype"], value["store_dtype"]) == ("float32", "float32")
@@ -89,7 +91,8 @@ def test_a_manifest_of_a_newer_minor_version():
     assert Manifest.from_json(value, "f") == MANIFEST
     value.update(format_version="1.3", added=1)
     value["recipe"]["added"] = 1
-    value["files"]["data/L0-00000-of-00001.parquet"]["added"] = 1
+    value["files"][SHARD]["added"] = 1
+    value["self_sha256"] = seal(value)
     found = Manifest.from_json(value, "f")
     assert found == dataclasses.replace(MANIFEST, format_version="1.3")
 
@@ -107,7 +110,9 @@ def test_a_newer_major_version(version):
         )
 
 
-@pytest.mark.parametrize("version", [None, "", "new", "v1.0", "-1.0", [], {}])
+@pytest.mark.parametrize(
+    "version", [None, "", "new", "v1.0", "-1.0", "0.9", "1.", "1.0.0", "1.0\n", "١.٠", 1, [], {}]
+)
 def test_what_is_no_version(version):
     with pytest.raises(ActivationsError, match="f names no format version"):
         check_format_version(version, "f")
@@ -121,6 +126,7 @@ def test_keys_that_are_missing():
         Recipe.from_json(value, "f")
     manifest = MANIFEST.to_json()
     del manifest["files"]
+    manifest["self_sha256"] = seal(manifest)
     with pytest.raises(ActivationsError, match=r"f is not a manifest.*files"):
         Manifest.from_json(manifest, "f")
 
