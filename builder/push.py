@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
-from fnmatch import fnmatch
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, HfFileSystem
+from huggingface_hub.errors import HfHubHTTPError
 
 from builder.card import card_text
-from builder.import_pt import import_pt, is_pt_folder
+from builder.format_tag import put_tag
 from builder.verify import verify
+from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.folder import (
     CARD_FILE,
     CONFIG_DIRS,
@@ -23,94 +25,137 @@ from llava_amber_activations.folder import (
 )
 from llava_amber_activations.hub import hub_errors, retried
 from llava_amber_activations.source import open_source
+from llava_amber_activations.typed_json import parse_json_object
 
-# What `load_dataset` or the card would still show of an earlier push.
-_OURS = (*(f"{folder}/*.parquet" for folder in CONFIG_DIRS.values()), "figures/*.png")
+# What the Hub itself puts into a new repo.
+_OF_THE_HUB = ".gitattributes"
+_MOST_NAMED = 8
 
 
 @dataclass(frozen=True)
 class Pushed:
-    """Where a dataset was pushed to: its address, the tag of its format, the commit."""
+    """Where a dataset was pushed to.
+
+    Attributes:
+        url, tag, commit: the repo's address, the tag of the format, the commit.
+        deleted: the files that the push removed from the repo.
+    """
 
     url: str
     tag: str
     commit: str
+    deleted: tuple[str, ...]
 
 
-def dataset_to_push(folder: Path) -> tuple[Path, bool]:
-    """Return the dataset folder to push: `folder` itself, or what its `.pt` files convert to.
+@dataclass(frozen=True)
+class RepoState:
+    """What a dataset repo holds at one commit.
 
-    A folder of `.pt` files is imported into `FOLDER-dataset` beside it, which is kept, so that an
-    interrupted push goes on with the same files.
-
-    Returns:
-        The dataset folder, and whether it is made from `.pt` files.
-
-    Raises:
-        ActivationsError: its `.pt` files cannot be imported.
+    Attributes:
+        commit: which one.
+        files: paths of all files.
+        manifest_text: of `manifest.json`, where there is one.
     """
-    if (folder / MANIFEST_FILE).is_file() or not is_pt_folder(folder):
-        return folder, False
-    folder = folder.absolute()
-    converted = folder.with_name(f"{folder.name}-dataset")
-    if not (converted / MANIFEST_FILE).is_file():
-        import_pt(folder, converted)
-    return converted, True
+
+    commit: str
+    files: tuple[str, ...]
+    manifest_text: bytes | None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nobody has put anything into it."""
+        return set(self.files) <= {_OF_THE_HUB}
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is a dataset of this project, of a format that this release knows."""
+        if self.manifest_text is None:
+            return False
+        try:
+            value = parse_json_object(self.manifest_text, MANIFEST_FILE)
+            Manifest.from_json(value, MANIFEST_FILE)
+        except ActivationsError:
+            return False
+        return True
 
 
 def push(
-    dataset: Path, repo_id: str, *, private: bool | None = None, token: str | None = None
+    dataset: Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    overwrite: bool = False,
+    announce: Callable[[str], None] = lambda line: None,
 ) -> Pushed:
-    """Verify a dataset folder, upload it, and tag it with its format version.
+    """Verify a dataset folder, upload it as one commit, and tag it with its format version.
 
-    What the repo has already is not sent again. The card and the manifest come last, in one commit
-    with the removal of what an earlier push left over: until then a reader sees the earlier
-    manifest, never one whose files are not there yet.
+    What the repo has already is not sent again. Files, the removal of what an earlier push left
+    over, card and manifest are one commit on top of what was there when the push began: a reader
+    sees the earlier dataset or this one, and what somebody else pushes meanwhile stays.
 
     Args:
         private: make a new repo private; the visibility of one that exists stays.
         token: in the place of the login.
+        overwrite: push to a repo that holds something else than a dataset of this project, too.
+        announce: is told in sentences what will be deleted, before it is.
 
     Raises:
-        ActivationsError: the folder is not right, or the Hub refuses or does not answer.
+        ActivationsError: the folder is not right, the repo holds something else or is pushed to by
+            somebody else, or the Hub refuses or does not answer.
     """
     verify(dataset)
     manifest = open_source(dataset).manifest
     card = card_text(dataset, manifest, repo_id).encode()
     manifest = _with_card(manifest, card)
-    manifest_text = json.dumps(manifest.to_json(), indent=2, ensure_ascii=False) + "\n"
+    manifest_text = (json.dumps(manifest.to_json(), indent=2, ensure_ascii=False) + "\n").encode()
     tag = f"v{manifest.format_version}"
     api = HfApi(token=token)
     with hub_errors(repo_id, "push to"):
         url = retried(
             lambda: api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
         )
-        message = f"Activations, format {manifest.format_version}"
-        # A try after a failed one sends what that one has not sent.
+        before = retried(lambda: _state(api, repo_id))
+        deleted = _left_over(before, manifest)
+        if not overwrite:
+            _check_may_push(before, repo_id, manifest, deleted)
+        for path in deleted:
+            announce(f"deleting {path} of {repo_id}: it is no part of this dataset")
+        additions = [
+            *(
+                CommitOperationAdd(path, dataset / path)
+                for path in sorted(manifest.files)
+                if path != CARD_FILE
+            ),
+            CommitOperationAdd(CARD_FILE, card),
+            CommitOperationAdd(MANIFEST_FILE, manifest_text),
+        ]
+        # A try after a failed one sends what that one has not sent. A .gitignore in the repo would
+        # silently leave files out.
         retried(
-            lambda: api.upload_folder(
-                repo_id=repo_id,
-                repo_type="dataset",
-                folder_path=dataset,
-                commit_message=message,
-                allow_patterns=[path for path in manifest.files if path != CARD_FILE],
+            lambda: api.preupload_lfs_files(
+                repo_id, additions, repo_type="dataset", free_memory=False, gitignore_content=""
             )
         )
-        left_over = retried(lambda: _left_over(api, repo_id, manifest))
-        commit = retried(
-            lambda: api.create_commit(
-                repo_id=repo_id,
-                repo_type="dataset",
-                commit_message=message,
-                operations=[
-                    *(CommitOperationDelete(path) for path in left_over),
-                    CommitOperationAdd(CARD_FILE, card),
-                    CommitOperationAdd(MANIFEST_FILE, manifest_text.encode()),
-                ],
-            )
-        )
-        retried(lambda: _move_tag(api, repo_id, tag, commit.oid))
-    return Pushed(str(url), tag, commit.oid)
+        try:
+            revision = retried(
+                lambda: api.create_commit(
+                    repo_id=repo_id,
+                    repo_type="dataset",
+                    commit_message=f"Activations, format {manifest.format_version}",
+                    operations=[*map(CommitOperationDelete, deleted), *additions],
+                    parent_commit=before.commit,
+                )
+            ).oid
+        except HfHubHTTPError as error:
+            if error.response.status_code != 412:
+                raise
+            # Somebody else has pushed; or this push was taken, and its answer lost on the way.
+            revision = "main"
+        after = retried(lambda: _state(api, repo_id, revision))
+        _check_is_pushed(after, repo_id, manifest, manifest_text)
+        put_tag(api, repo_id, tag, after.commit)
+    return Pushed(str(url), tag, after.commit, tuple(deleted))
 
 
 def _with_card(manifest: Manifest, card: bytes) -> Manifest:
@@ -118,21 +163,74 @@ def _with_card(manifest: Manifest, card: bytes) -> Manifest:
     return dataclasses.replace(manifest, files={**manifest.files, CARD_FILE: entry})
 
 
-def _left_over(api: HfApi, repo_id: str, manifest: Manifest) -> list[str]:
-    """Return the files of an earlier push that this one does not hold."""
+def _state(api: HfApi, repo_id: str, revision: str = "main") -> RepoState:
+    info = api.dataset_info(repo_id, revision=revision)
+    assert info.sha is not None
+    files = tuple(sibling.rfilename for sibling in info.siblings or ())
+    manifest_text = None
+    if MANIFEST_FILE in files:
+        path = f"datasets/{repo_id}@{info.sha}/{MANIFEST_FILE}"
+        manifest_text = HfFileSystem(token=api.token).cat_file(path)
+    return RepoState(info.sha, files, manifest_text)
+
+
+def _left_over(before: RepoState, manifest: Manifest) -> list[str]:
+    """Return the files of a repo that would be taken for a part of the dataset and are none.
+
+    `verify` refuses a folder that holds other Parquet files beside its own.
+    """
+    of_before = set()
+    if before.is_ours and before.manifest_text is not None:
+        value = parse_json_object(before.manifest_text, MANIFEST_FILE)
+        of_before = set(Manifest.from_json(value, MANIFEST_FILE).files)
     return [
         path
-        for path in api.list_repo_files(repo_id, repo_type="dataset")
-        if path not in manifest.files and any(fnmatch(path, pattern) for pattern in _OURS)
+        for path in before.files
+        if path not in manifest.files and path != MANIFEST_FILE
+        if path in of_before or _is_among_shards(path)
     ]
 
 
-def _move_tag(api: HfApi, repo_id: str, tag: str, commit: str) -> None:
-    """Put the format's tag on a commit; a tag cannot be moved on the Hub, only made anew."""
-    refs = api.list_repo_refs(repo_id, repo_type="dataset")
-    present = {ref.name: ref.target_commit for ref in refs.tags}
-    if present.get(tag) == commit:
+def _is_among_shards(path: str) -> bool:
+    place = PurePosixPath(path)
+    return place.suffix == ".parquet" and str(place.parent) in CONFIG_DIRS.values()
+
+
+def _check_may_push(
+    before: RepoState, repo_id: str, manifest: Manifest, deleted: list[str]
+) -> None:
+    if before.is_ours or before.is_empty:
         return
-    if tag in present:
-        api.delete_tag(repo_id, tag=tag, repo_type="dataset")
-    api.create_tag(repo_id, tag=tag, revision=commit, repo_type="dataset")
+    replaced = [p for p in before.files if p in manifest.files or p == MANIFEST_FILE]
+    lost = [
+        f"{what} {_named(paths)}"
+        for what, paths in (("delete", deleted), ("replace", replaced))
+        if paths
+    ]
+    would = f"a push would {' and '.join(lost)}" if lost else "a push would mix the two"
+    raise ActivationsError(
+        f"{repo_id} on the Hub is not a dataset of this project, and {would}: name another repo, "
+        "or give --overwrite to push there all the same"
+    )
+
+
+def _named(paths: list[str]) -> str:
+    more = len(paths) - _MOST_NAMED
+    return ", ".join(paths[:_MOST_NAMED]) + (f" and {more} more files" if more > 0 else "")
+
+
+def _check_is_pushed(
+    after: RepoState, repo_id: str, manifest: Manifest, manifest_text: bytes
+) -> None:
+    if after.manifest_text != manifest_text:
+        raise ActivationsError(
+            f"somebody else has pushed to {repo_id} since this push began (it is now on commit "
+            f"{after.commit[:8]}), and nothing of theirs was changed: look at what is there, and "
+            "run the same command again to replace it"
+        )
+    missing = sorted(set(manifest.files) - set(after.files))
+    if missing:
+        raise ActivationsError(
+            f"the Hub did not take {_named(missing)} into {repo_id}: see whether a .gitignore "
+            "there names them, and run the same command again"
+        )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -22,6 +23,9 @@ from llava_amber_activations.errors import ActivationsError
 # Not every call of the Hub's client tries again by itself (asking for a repo's commit does not).
 # Five tries in fifteen seconds outlast a restart of one of the Hub's servers.
 _WAITS = (1.0, 2.0, 4.0, 8.0)
+
+# Who is told to come back later than this is better told so.
+_MOST_WAITED = 300.0
 
 _T = TypeVar("_T")
 
@@ -72,18 +76,25 @@ def hub_errors(repo_id: str, doing: str) -> Iterator[None]:
         ) from None
 
 
-def retried(call: Callable[[], _T]) -> _T:
-    """Return `call()`, tried up to five times while what goes wrong is the Hub's and may pass.
+def retried(call: Callable[[], _T], waits: Sequence[float] = _WAITS) -> _T:
+    """Return `call()`, tried again while what goes wrong is the Hub's and may pass.
 
-    For calls that the Hub's client does not itself try again.
+    For calls that the Hub's client does not itself try again. Where the Hub says when to come
+    back, that is when.
+
+    Args:
+        waits: seconds before the second try, the third …
     """
-    for wait in _WAITS:
+    for wait in waits:
         try:
             return call()
         except Exception as error:
             if not _may_pass(error):
                 raise
-            time.sleep(wait)
+            asked = _asked_to_wait(error)
+            if asked is not None and asked > _MOST_WAITED:
+                raise
+            time.sleep(wait if asked is None else asked)
     return call()
 
 
@@ -92,6 +103,19 @@ def _may_pass(error: Exception) -> bool:
         status = error.response.status_code
         return status >= 500 or status in (408, 429)
     return _is_connection(error)
+
+
+def _asked_to_wait(error: Exception) -> float | None:
+    """Return the seconds after which the Hub wants to be asked again, where its answer says so."""
+    if not isinstance(error, HfHubHTTPError):
+        return None
+    headers = error.response.headers
+    after = headers.get("Retry-After", "").strip()
+    if after.isdecimal():
+        return float(after)
+    # https://www.ietf.org/archive/id/draft-ietf-httpapi-ratelimit-headers-09.html
+    limit = re.search(r";\s*r=0\s*;\s*t=(\d+)", headers.get("RateLimit", ""))
+    return float(limit[1]) if limit and error.response.status_code == 429 else None
 
 
 def _is_connection(error: BaseException | None) -> bool:

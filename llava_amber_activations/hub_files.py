@@ -5,12 +5,24 @@ Apart from `source`, because the Hub's client takes as long to import as a small
 
 from __future__ import annotations
 
-from typing import IO
+import re
+import time
+from collections.abc import Callable
+from typing import IO, TypeVar
 
 import fsspec
 from huggingface_hub import HfApi
+from huggingface_hub.errors import RevisionNotFoundError
 
 from llava_amber_activations.hub import hub_errors, retried
+from llava_amber_activations.recipe import FORMAT_VERSION
+
+_T = TypeVar("_T")
+
+_FORMAT_TAG = re.compile(r"v(\d+)\.\d+")
+# The tag of a format is absent while a push moves it: for two requests, or for as long as a Hub
+# that stumbles then makes the push try again.
+_TAG_WAITS = (0.2, 0.5, 1.0, 2.0, 4.0)
 
 
 def repo_root(repo_id: str, revision: str | None) -> str:
@@ -22,8 +34,22 @@ def repo_root(repo_id: str, revision: str | None) -> str:
         ActivationsError: there is no such repo or revision, or the Hub does not answer.
     """
     with hub_errors(repo_id, "read"):
-        commit = retried(lambda: HfApi().dataset_info(repo_id, revision=revision)).sha
-    return f"hf://datasets/{repo_id}@{commit}"
+        info = _asked_again(
+            lambda: retried(lambda: HfApi().dataset_info(repo_id, revision=revision)), revision
+        )
+    return f"hf://datasets/{repo_id}@{info.sha}"
+
+
+def _asked_again(call: Callable[[], _T], revision: str | None) -> _T:
+    """Return `call()`, made again for a while if `revision` is a format's tag and is not there."""
+    tag = _FORMAT_TAG.fullmatch(revision or "")
+    can_be_read = tag is not None and int(tag[1]) <= int(FORMAT_VERSION.partition(".")[0])
+    for wait in _TAG_WAITS if can_be_read else ():
+        try:
+            return call()
+        except RevisionNotFoundError:
+            time.sleep(wait)
+    return call()
 
 
 def open_file(url: str) -> IO[bytes]:

@@ -139,12 +139,18 @@ def push(
     token: Annotated[
         str | None, typer.Option(help="Access token; better `hf auth login`, or HF_TOKEN.")
     ] = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite", help="Push to a repo that is not a dataset of this project, too."
+        ),
+    ] = False,
     activations_dir: Annotated[
         Path | None, typer.Option(help="DATASET, as the original upload script spells it.")
     ] = None,
 ) -> None:
     """Verify a dataset folder and upload it to the Hub, with its card and its format's tag."""
-    from builder.push import dataset_to_push
+    from builder.conversion import dataset_to_push
     from builder.push import push as push_folder
 
     if (dataset is None) == (activations_dir is None):
@@ -160,7 +166,14 @@ def push(
     to_push, converted = dataset_to_push(folder)
     if converted:
         typer.echo(f"{folder} holds .pt files: pushing {to_push}, which they were converted to")
-    pushed = push_folder(to_push, repo_id, private=private or None, token=token)
+    pushed = push_folder(
+        to_push,
+        repo_id,
+        private=private or None,
+        token=token,
+        overwrite=overwrite,
+        announce=typer.echo,
+    )
     typer.echo(f"{pushed.url} (tag {pushed.tag}, commit {pushed.commit[:8]})")
 
 

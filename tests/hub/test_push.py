@@ -1,14 +1,18 @@
 """Pushing: what the repo holds, what is sent twice, what is left of an earlier push, the token."""
 
 import json
+import shutil
+import threading
 
+import numpy as np
 import pytest
+import torch
 from huggingface_hub import DatasetCard, HfApi
 from loopback_hub import DEFAULT_TOKEN, Faults
 
 from builder.build import build
 from builder.push import push
-from llava_amber_activations import ActivationsError, load_activations
+from llava_amber_activations import ActivationsError, activation_batches, load_activations
 
 
 def remote_files(repo_id):
@@ -133,6 +137,180 @@ def test_a_folder_of_pt_files_is_converted(hub, cli, narrow_dataset, tmp_path):
     assert result.returncode == 0, result.stderr
     assert "which they were converted to" in result.stdout
     assert sum(1 for _ in load_activations("lab/converted", layer=3, streaming=True)) == 200
+
+
+def test_changed_pt_files_are_converted_anew(hub, cli, narrow_dataset, tmp_path):
+    """A second push of a folder of which one file has other values pushes those."""
+    folder = tmp_path / "pt"
+    exported = cli("export", narrow_dataset, folder, "--format", "layers", "--layers", "3")
+    assert exported.returncode == 0, exported.stderr
+
+    def push_and_read():
+        result = cli("push", folder, "--repo-id", "lab/changed-pt")
+        assert result.returncode == 0, result.stderr
+        batches = activation_batches(load_activations("lab/changed-pt", 3, streaming=True))
+        return torch.cat([batch["x"] for batch in batches]).numpy()
+
+    before = push_and_read()
+    conversion = tmp_path / "pt-dataset" / "manifest.json"
+    made = conversion.stat().st_mtime_ns
+    assert np.array_equal(push_and_read(), before)
+    assert conversion.stat().st_mtime_ns == made, "what is unchanged is not converted again"
+    path = folder / "L3" / "batch_0_x.pt"
+    x = torch.load(path, weights_only=True)["x"]
+    torch.save({"x": -x}, path)
+    after = push_and_read()
+    n_changed = len(x)
+    assert np.array_equal(after[:n_changed], -before[:n_changed])
+    assert np.array_equal(after[n_changed:], before[n_changed:])
+    pushed = json.loads(hub.read("lab/changed-pt", "manifest.json"))["files"]
+    assert remote_files("lab/changed-pt") == {*pushed, "manifest.json"}
+
+
+def test_a_folder_in_the_way_of_a_conversion_is_kept(cli, narrow_dataset, tmp_path):
+    """Something else named as the conversion would be is neither pushed nor deleted."""
+    exported = cli("export", narrow_dataset, tmp_path / "pt", "--format", "samples", "--layers=3")
+    assert exported.returncode == 0, exported.stderr
+    shutil.copytree(narrow_dataset, tmp_path / "pt-dataset")
+    result = cli("push", tmp_path / "pt", "--repo-id", "lab/in-the-way")
+    assert result.returncode == 1 and "pt-dataset is in the way" in result.stderr
+    assert local_files(tmp_path / "pt-dataset") == local_files(narrow_dataset)
+
+
+def test_another_repo_is_not_touched(hub, cli, narrow_dataset):
+    """What would be lost is named; --overwrite says what goes, and keeps the rest."""
+    api = HfApi(token=DEFAULT_TOKEN)
+    api.create_repo("lab/foreign", repo_type="dataset")
+    foreign = {
+        "README.md": b"---\nlicense: mit\n---\nmine",
+        "data/L1-00000-of-00009.parquet": b"a shard",
+        "data/deeper/train.parquet": b"of another config",
+        "figures/plot.png": b"a picture",
+        "train.csv": b"1,2",
+    }
+    for path, content in foreign.items():
+        api.upload_file(
+            path_or_fileobj=content,
+            path_in_repo=path,
+            repo_id="lab/foreign",
+            repo_type="dataset",
+        )
+    result = cli("push", narrow_dataset, "--repo-id", "lab/foreign")
+    assert result.returncode == 1
+    error = result.stderr.splitlines()[-1]
+    assert error.startswith("error: lab/foreign on the Hub is not a dataset of this project")
+    assert "delete data/L1-00000-of-00009.parquet and replace README.md" in error
+    assert "--overwrite" in error
+    for path, content in foreign.items():
+        assert hub.read("lab/foreign", path) == content
+    result = cli("push", narrow_dataset, "--repo-id", "lab/foreign", "--overwrite")
+    assert result.returncode == 0, result.stderr
+    assert "deleting data/L1-00000-of-00009.parquet of lab/foreign" in result.stdout
+    kept = {"data/deeper/train.parquet", "figures/plot.png", "train.csv"}
+    assert remote_files("lab/foreign") == local_files(narrow_dataset) | kept
+    for path in kept:
+        assert hub.read("lab/foreign", path) == foreign[path]
+
+
+def test_a_push_is_one_commit(hub, narrow_store, tmp_path):
+    """Of files, deletions, card and manifest; before it comes, main is what it was."""
+    many, few = tmp_path / "many", tmp_path / "few"
+    build(narrow_store, many, max_shard_size="600kB")
+    build(narrow_store, few, n_targets=2, max_shard_size="1GB")
+    deleted = []
+    for number, folder in enumerate((many, few, few), start=1):
+        found = push(folder, "lab/one-commit", token=DEFAULT_TOKEN, announce=deleted.append)
+        history = hub.repo("lab/one-commit").history("main")
+        assert len(history) == 1 + min(number, 2), "the third changes nothing"
+        assert hub.repo("lab/one-commit").tags == {found.tag: history[0].oid}
+        assert set(history[0].files) - {".gitattributes"} == local_files(folder)
+    gone = local_files(many) - local_files(few)
+    assert len(deleted) == len(gone) > 0
+    assert all(any(path in line for line in deleted) for path in gone)
+
+
+def test_a_push_that_is_overtaken_overwrites_nothing(hub, narrow_dataset, narrow_store, tmp_path):
+    """Somebody commits while the files are being sent: theirs stays, and it is said."""
+    folder = tmp_path / "dataset"
+    build(narrow_store, folder, configs=["all_layers"])
+    push(narrow_dataset, "lab/overtaken", token=DEFAULT_TOKEN)
+    overtaken = []
+
+    def commit_of_another(call):
+        if call.path.endswith("/commit/main") and not overtaken:
+            theirs = [
+                {"key": "header", "value": {"summary": "theirs"}},
+                {"key": "file", "value": {"path": "manifest.json", "content": "theirs"}},
+            ]
+            overtaken.append(hub.store.push(hub.repo("lab/overtaken"), "main", theirs).oid)
+        return False
+
+    tag = dict(hub.repo("lab/overtaken").tags)
+    hub.faults = Faults(every_503=1, only=commit_of_another)
+    with pytest.raises(ActivationsError, match=r"somebody else has pushed to lab/overtaken"):
+        push(folder, "lab/overtaken", token=DEFAULT_TOKEN)
+    assert hub.read("lab/overtaken", "manifest.json") == b"theirs"
+    assert hub.repo("lab/overtaken").branches["main"] == overtaken[0]
+    assert hub.repo("lab/overtaken").tags == tag
+
+
+def test_an_answer_lost_after_the_commit(hub, narrow_dataset):
+    """The Hub took the commit and the connection broke: tried again, it is no conflict."""
+    commits = "/api/datasets/lab/lost-answer/commit/"
+    hub.faults = Faults(lose_answer=1, times=1, only=commits)
+    found = push(narrow_dataset, "lab/lost-answer", token=DEFAULT_TOKEN)
+    assert hub.faults.fired["lost"] == 1
+    assert len(hub.repo("lab/lost-answer").history("main")) == 2
+    assert hub.repo("lab/lost-answer").tags == {found.tag: found.commit}
+
+
+def pushed_before(narrow_store, tmp_path, repo_id):
+    """Push one dataset, and return the folder of another and the push of the first."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    build(narrow_store, first, n_targets=2, configs=["default"])
+    build(narrow_store, second, configs=["all_layers"])
+    return second, push(first, repo_id, token=DEFAULT_TOKEN)
+
+
+def test_a_tag_that_cannot_be_moved_is_put_back(hub, narrow_store, tmp_path):
+    """Making it on the new commit fails for good: it is on the old one again, and that is said."""
+    second, before = pushed_before(narrow_store, tmp_path, "lab/tag-back")
+
+    def on_the_new_commit(call):
+        _place, _, commit = call.path.partition("/tag/")
+        return call.method == "POST" and commit not in ("", before.commit)
+
+    hub.faults = Faults(every_503=1, only=on_the_new_commit, retry_after=0)
+    with pytest.raises(ActivationsError, match=r"tag v\S+ could not be moved .* is still on the e"):
+        push(second, "lab/tag-back", token=DEFAULT_TOKEN)
+    assert hub.repo("lab/tag-back").tags == {before.tag: before.commit}
+    hub.faults = Faults()
+    after = push(second, "lab/tag-back", token=DEFAULT_TOKEN)
+    assert hub.repo("lab/tag-back").tags == {after.tag: after.commit}
+    assert len(hub.repo("lab/tag-back").history("main")) == 3
+
+
+def test_a_reader_waits_for_a_tag_that_is_being_moved(hub, narrow_store, tmp_path):
+    """Between its removal and its making, our reader asks again."""
+    second, before = pushed_before(narrow_store, tmp_path, "lab/tag-moves")
+    seen = []
+
+    def while_it_is_absent(call):
+        if call.method == "POST" and "/tag/" in call.path and not seen:
+            seen.append(before.tag not in hub.repo("lab/tag-moves").tags)
+            reader.start()
+            reader.join(0.5)
+        return False
+
+    def read():
+        layer = load_activations("lab/tag-moves", 5, streaming=True, revision=before.tag)
+        seen.append(len(next(iter(layer))["targets"]))
+
+    reader = threading.Thread(target=read)
+    hub.faults = Faults(every_503=1, only=while_it_is_absent)
+    push(second, "lab/tag-moves", token=DEFAULT_TOKEN)
+    reader.join()
+    assert seen == [True, 16], "it was absent, and then the new dataset was read"
 
 
 def test_a_damaged_folder_is_not_pushed(hub, cli, narrow_store, tmp_path):

@@ -10,6 +10,7 @@ import socket
 import socketserver
 import struct
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -96,9 +97,13 @@ class BaseHandler(BaseHTTPRequestHandler):
             fault = hub.faults.before(self.call)
             if fault == "reset":
                 return self._reset()
+            if fault == "loop":
+                return self._send(307, 0, [], {"Location": self.path})
             if fault:
                 after = hub.faults.retry_after
                 headers = {} if after is None else {"Retry_After": str(after)}
+                if fault == "429":
+                    raise HubError(429, None, "Too Many Requests", **headers)
                 raise HubError(503, None, "Service Unavailable", **headers)
             if found is None:
                 raise HubError(404, None, f"No route {self.command} {url.path}")
@@ -172,6 +177,14 @@ class BaseHandler(BaseHTTPRequestHandler):
     ) -> None:
         call = self.call
         call.status = status
+        faults = self.server.hub.faults
+        if status < 300 and faults.answer(call):
+            self._reset()
+            return
+        spoilable = self.command == "GET" and status < 300 and length > 0
+        fault = faults.body(call) if spoilable else ""
+        if fault == "short":
+            length //= 2
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(length)}.items():
             self.send_header(name, value)
@@ -179,8 +192,7 @@ class BaseHandler(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return
         left = length
-        spoilable = self.command == "GET" and status < 300 and length > 0
-        if spoilable and self.server.hub.faults.body(call):
+        if fault in ("cut", "stall"):
             left //= 2
             self.close_connection = True
         for chunk in chunks:
@@ -195,6 +207,9 @@ class BaseHandler(BaseHTTPRequestHandler):
             except OSError:
                 call.bytes_sent -= len(data)
                 raise
+        if fault == "stall":
+            self.wfile.flush()
+            time.sleep(faults.stalled)
 
     def _send_json(self, payload: Any, status: int = 200, **headers: str) -> None:
         body = json.dumps(payload).encode()

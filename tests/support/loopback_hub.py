@@ -44,18 +44,28 @@ class FileCount:
 class Faults:
     """Which requests to spoil. Every kind of fault counts the requests that it may strike.
 
-    `every_503`, `reset_every` and `cut_every` strike each n-th request: an answer 503 (with
-    `retry_after` seconds, if set), a connection reset before any answer, or a GET body of which
-    only the first half is sent. `down` answers 503 to everything. `only` narrows them to a kind
-    of route, a path prefix (it starts with "/") or a predicate; the first `after` requests are
-    spared, and after `times` faults all is well again. What a client asks beside its work (routes
-    of kind "other") is neither struck nor counted, so that the n-th request is the same each time.
+    Each strikes every n-th request. In the place of an answer: `every_503` and `every_429` (with
+    `retry_after` seconds, if set), `reset_every` a connection reset, `loop_every` a redirect to the
+    same place. After the work is done: `lose_answer` a connection reset. A successful GET's body:
+    `cut_every` sends its first half and hangs up, `stall_every` its first half and then nothing for
+    `stalled` seconds, `short_every` half of it as if it were all. `down` answers 503 to everything.
+
+    `only` narrows them to a kind of route, a path prefix (it starts with "/") or a predicate; the
+    first `after` requests are spared, and after `times` faults all is well again. What a client
+    asks beside its work (routes of kind "other") is neither struck nor counted, so that the n-th
+    request is the same each time.
     """
 
     every_503: int = 0
+    every_429: int = 0
     retry_after: int | None = None
-    cut_every: int = 0
     reset_every: int = 0
+    loop_every: int = 0
+    lose_answer: int = 0
+    cut_every: int = 0
+    stall_every: int = 0
+    stalled: float = 3.0
+    short_every: int = 0
     down: bool = False
     only: str | Callable[[Call], bool] | None = None
     after: int = 0
@@ -67,11 +77,17 @@ class Faults:
     def before(self, call: Call) -> str:
         """The fault that takes the place of the answer, or ""."""
         periods = {"down": int(self.down), "reset": self.reset_every, "503": self.every_503}
+        periods |= {"429": self.every_429, "loop": self.loop_every}
         return self._strike(call, periods)
+
+    def answer(self, call: Call) -> str:
+        """The fault that takes the place of the answer when the work is done, or ""."""
+        return self._strike(call, {"lost": self.lose_answer})
 
     def body(self, call: Call) -> str:
         """The fault that spoils the body of a successful GET, or ""."""
-        return self._strike(call, {"cut": self.cut_every})
+        periods = {"cut": self.cut_every, "stall": self.stall_every, "short": self.short_every}
+        return self._strike(call, periods)
 
     def _strike(self, call: Call, periods: dict[str, int]) -> str:
         if not self._matches(call):
