@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from builder.new_folder import check_free, finish_folder, new_folder
+from builder.new_folder import check_figures, check_free, finish_folder, new_folder
 from builder.plan import parse_size
 from builder.shards import (
     ShardTask,
@@ -47,7 +47,8 @@ def build(
             threads, more by processes.
 
     Raises:
-        ActivationsError: the store is unfinished or damaged, or `dataset` holds something.
+        ActivationsError: the store is unfinished or damaged, or `dataset` holds something, or
+            the extra `figures` is not installed.
     """
     if not configs or set(configs) - set(BUILT_CONFIGS):
         raise ActivationsError(
@@ -55,6 +56,7 @@ def build(
         )
     shard_bytes = parse_size(max_shard_size)
     check_free(dataset)
+    check_figures()
     recipe = read_recipe(store)
     records = read_samples(store)
     window = LayerWindow(recipe.n_layers, recipe.n_targets if n_targets is None else n_targets)

@@ -9,7 +9,7 @@ from typing import Any
 
 from builder.build import DEFAULT_SHARD_SIZE
 from builder.layers_layout import is_layers_layout, scan_layers
-from builder.new_folder import check_free, finish_folder, new_folder
+from builder.new_folder import check_figures, check_free, finish_folder, new_folder
 from builder.plan import parse_size
 from builder.pt_files import EXPORT_FILE
 from builder.samples_layout import is_samples_layout, scan_samples
@@ -48,13 +48,15 @@ def import_pt(
 
     Raises:
         ActivationsError: the folder is of neither layout, a file of it cannot be read or would
-            execute code, or its files do not fit together.
+            execute code, or its files do not fit together; or, for the `layers` layout, the extra
+            `figures` is not installed.
     """
     check_free(dataset)
     shard_bytes = parse_size(max_shard_size)
     if not folder.is_dir():
         raise ActivationsError(f"the folder {folder} does not exist")
     if is_layers_layout(folder):
+        check_figures()
         return _import_layers(folder, dataset, shard_bytes, num_proc)
     if is_samples_layout(folder):
         return _import_samples(folder, dataset, shard_bytes, num_proc)

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from builder.card import write_card
-from builder.figures import draw_figures
 from builder.moments import Moments, statistics_of
 from llava_amber_activations.errors import ActivationsError
+from llava_amber_activations.extras import need_extra
 from llava_amber_activations.files import is_empty_or_missing, sha256_of, sync, write_json
 from llava_amber_activations.folder import (
     CARD_FILE,
@@ -33,6 +33,15 @@ def check_free(dataset: Path) -> None:
     """
     if not is_empty_or_missing(dataset):
         raise ActivationsError(f"{dataset} already holds something: give a new or an empty folder")
+
+
+def check_figures() -> None:
+    """Check that figures can be drawn, before hours of work that end in them.
+
+    Raises:
+        ActivationsError: what draws them is not installed.
+    """
+    need_extra("figures", "a dataset folder has figures in its card; drawing them")
 
 
 @contextmanager
@@ -70,6 +79,9 @@ def finish_folder(folder: Path, manifest: Manifest, moments: dict[str, Moments])
     if moments:
         recipe = manifest.recipe
         write_statistics(folder, statistics_of(moments, recipe.n_layers, recipe.hidden_size))
+        # An extra, which folders without vectors do without.
+        from builder.figures import draw_figures
+
         draw_figures(folder, moments, recipe.n_layers)
         for path in (STATISTICS_FILE, RMS_FIGURE, ENERGY_FIGURE):
             manifest = _with_file(folder, manifest, path)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from capture.command import capture_command
+from llava_amber_activations.extras import need_extra
 from llava_amber_activations.terminal import new_app, run_app
 
 app = new_app("Capture, build, read, export and publish the activations of LLaVA-type models.")
@@ -34,6 +35,8 @@ def demo(
     ] = Path("llava-amber-demo"),
 ) -> None:
     """Run the whole pipeline on a tiny random LLaVA and a few pictures, on the CPU."""
+    need_extra("capture", "the demo")
+    need_extra("figures", "the demo")
     from llava_amber_activations.cli.demo import run_demo
 
     run_demo(output_dir, typer.echo)
@@ -194,6 +197,8 @@ def verify(
 
     if recapture and (model is None or image_dir is None):
         raise typer.BadParameter("--recapture needs --model and --image-dir")
+    if recapture:
+        need_extra("capture", "--recapture")
     found = verify_path(path)
     typer.echo(
         f"{path}: {found.kind}, {found.n_files} files, {found.n_rows} rows. Right: {found.checks}"

@@ -175,12 +175,12 @@ def test_refusals(last_store, tmp_path):
 
 def test_a_killed_build_leaves_no_folder(last_store, tmp_path, monkeypatch):
     """What breaks off in the middle leaves nothing that could be taken for a dataset."""
-    import builder.new_folder as new_folder
+    import builder.figures as figures
 
     def break_off(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(new_folder, "draw_figures", break_off)
+    monkeypatch.setattr(figures, "draw_figures", break_off)
     with pytest.raises(KeyboardInterrupt):
         build(last_store, tmp_path / "dataset")
     assert list(tmp_path.iterdir()) == []
