@@ -10,7 +10,9 @@ from loopback_hub import Faults, LoopbackHub
 # tests must stand before that. It is the only one that any test can reach.
 HUB = LoopbackHub()
 HUB.start()
-os.environ.update(HUB.client_env(Path(tempfile.mkdtemp(prefix="llava-amber-tests-"))))
+# Removed when this process ends.
+_HOME = tempfile.TemporaryDirectory(prefix="llava-amber-tests-")
+os.environ.update(HUB.client_env(Path(_HOME.name)))
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 # The models of the tests are so small that more threads only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
