@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import jinja2
 import pyarrow.parquet as pq
 from huggingface_hub import DatasetCard, DatasetCardData
 
+from builder.provenance import Origin, benchmark_of, model_of, public_recipe
 from llava_amber_activations.files import write_text
 from llava_amber_activations.folder import (
     ALL_LAYERS,
@@ -25,9 +27,10 @@ from llava_amber_activations.folder import (
 from llava_amber_activations.layers import LayerWindow, split_name
 from llava_amber_activations.schema import features_of
 
-DEFAULT_REPO_ID = "KOKOSde/llava-amber-activations"
+# A folder that has not been pushed has no name on the Hub yet.
+NO_REPO_ID = "OWNER/NAME"
 _TEMPLATE = "card.md.j2"
-_TAGS = ["activations", "interpretability", "transcoders", "llava", "vision-language-model"]
+_TAGS = ("activations", "interpretability", "transcoders")
 _SIZE_CATEGORIES = (
     (1e3, "n<1K"),
     (1e4, "1K<n<10K"),
@@ -40,22 +43,32 @@ _SIZE_CATEGORIES = (
 
 def write_card(folder: Path, manifest: Manifest) -> None:
     """Write `README.md` into a dataset folder whose Parquet files are there."""
-    write_text(folder / CARD_FILE, card_text(folder, manifest, DEFAULT_REPO_ID))
+    write_text(folder / CARD_FILE, card_text(folder, manifest, NO_REPO_ID))
 
 
 def card_text(folder: Path, manifest: Manifest, repo_id: str) -> str:
     """Return the card of a dataset folder as the repo `repo_id` shows it.
 
-    The manifest's entry of the card itself is not used: the card is made before its checksum.
+    What it says of the model and of the benchmark is what the recipe says, without the paths of
+    the machine that it was made on. The manifest's entry of the card itself is not used: the card
+    is made before its checksum.
     """
-    pretty_name = _pretty_name(manifest)
+    recipe = public_recipe(manifest.recipe)
+    model, benchmark = model_of(recipe), benchmark_of(recipe)
+    origins = [model] if benchmark is None else [model, benchmark]
+    pretty_name = _pretty_name(manifest, origins)
+    licence: dict[str, Any] = {"license": "unknown"}
+    if benchmark is not None and all(origin.is_known for origin in origins):
+        licence = {
+            "license": "other",
+            "license_name": "of-the-model-and-the-benchmark",
+            "license_link": "README.md#licence",
+        }
     data = DatasetCardData(
         pretty_name=pretty_name,
-        license="other",
-        license_name="of-the-model-and-the-benchmark",
-        license_link="README.md#licence",
-        language=["en"],
-        tags=_TAGS,
+        **licence,
+        language=["en"] if benchmark is not None and benchmark.is_known else None,
+        tags=list(dict.fromkeys([*_TAGS, *(tag for origin in origins for tag in origin.tags)])),
         task_categories=["feature-extraction"],
         size_categories=[_size_category(manifest.n_rows)],
         configs=_configs(manifest),
@@ -66,13 +79,16 @@ def card_text(folder: Path, manifest: Manifest, repo_id: str) -> str:
     )
     environment.filters["size"] = readable_size
     template = resources.files("builder").joinpath(_TEMPLATE).read_text(encoding="utf-8")
-    recipe = manifest.recipe
     layers = list(manifest.splits(DEFAULT_CONFIG))
     # A layer from the middle, and few targets, so that the examples are not the exception.
     example = layers[min(5, len(layers) - 1)] if layers else "L0"
     counts = _target_counts(manifest)
     text = environment.from_string(template).render(
         repo_id=repo_id,
+        is_pushed=repo_id != NO_REPO_ID,
+        origins=origins,
+        citations=[origin.citation for origin in origins if origin.citation is not None],
+        uncited=[origin.name for origin in origins if origin.citation is None],
         pretty_name=pretty_name,
         manifest=manifest,
         recipe=recipe,
@@ -90,11 +106,9 @@ def card_text(folder: Path, manifest: Manifest, repo_id: str) -> str:
     return str(DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{text}"))
 
 
-def _pretty_name(manifest: Manifest) -> str:
-    model = manifest.recipe.model
-    name = "LLaVA" if model is None else model.rstrip("/").rpartition("/")[2]
+def _pretty_name(manifest: Manifest, origins: Sequence[Origin]) -> str:
     kind = "Transcoder features" if manifest.configs == [CLT_FEATURES] else "Activations"
-    return f"{kind} of {name} on AMBER"
+    return f"{kind} of {' on '.join(origin.name for origin in origins)}"
 
 
 def _target_counts(manifest: Manifest) -> dict[str, int]:

@@ -14,6 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from builder.card import card_text
 from builder.format_tag import put_tag
+from builder.provenance import public_recipe
 from builder.verify import verify
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.folder import (
@@ -106,6 +107,7 @@ def push(
     """
     verify(dataset)
     manifest = open_source(dataset).manifest
+    manifest = dataclasses.replace(manifest, recipe=public_recipe(manifest.recipe))
     card = card_text(dataset, manifest, repo_id).encode()
     manifest = _with_card(manifest, card)
     manifest_text = (json.dumps(manifest.to_json(), indent=2, ensure_ascii=False) + "\n").encode()

@@ -102,8 +102,10 @@ def read_dataset(
     ids = range(n_rows)
     if "id" in rows.column_names and rows.features["id"].dtype.startswith(("int", "uint")):
         ids = rows.select_columns(["id"])[:n_rows]["id"]
+    # It goes into the data: the path of a local folder is nobody else's business.
+    shown = name if commit else Path(name).resolve().name
     queries = [
-        Query(sample, int(id_), f"{name}/{split}/{sample}", str(text))
+        Query(sample, int(id_), f"{shown}/{split}/{sample}", str(text))
         for sample, (id_, text) in enumerate(zip(ids, texts, strict=True))
     ]
     digest = hashlib.sha256(json.dumps([[q.id, q.query] for q in queries]).encode()).hexdigest()

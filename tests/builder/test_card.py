@@ -1,5 +1,6 @@
 """The card: its YAML is what the files are, and what was left out is said."""
 
+import dataclasses
 import shutil
 from fnmatch import fnmatch
 
@@ -11,7 +12,9 @@ from datasets.exceptions import NonMatchingSplitsSizesError
 from huggingface_hub import DatasetCard
 
 from builder.build import build
+from builder.card import card_text
 from builder.export import export
+from llava_amber_activations.source import open_source
 
 
 @pytest.fixture(scope="module")
@@ -85,11 +88,111 @@ def test_a_folder_built_anew_is_not_read_from_the_cache_of_the_old_one(make_smal
 def test_text(card):
     """Sizes, the recipe, and commands that hold for this data."""
     assert card.data.size_categories == ["n<1K"]
-    assert card.data.pretty_name == "Activations of llava on AMBER"
+    assert card.data.pretty_name == "Activations of llava"
     assert "| x_site | `mlp_in` |" in card.text
     assert "2 for L0,\n1 for L2." in card.text
     assert "> 1 samples have no rows" in card.text
     assert "L31" not in card.text and "None" not in card.text.replace("None is padded", "")
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+# Of https://github.com/junyangwang0410/AMBER, data/query/query_generative.json.
+QUERY_GENERATIVE = "b7e4c36596126ee36d2c3922638b7fa98743c26efda78fea2315f4425258d087"
+
+
+@pytest.fixture
+def card_of(small_dataset):
+    """Function that returns the card of `small_dataset` with other values in its recipe."""
+
+    def card(**values):
+        manifest = open_source(small_dataset).manifest
+        recipe = dataclasses.replace(manifest.recipe, **values)
+        text = card_text(
+            small_dataset, dataclasses.replace(manifest, recipe=recipe), "lab/of-the-test"
+        )
+        return DatasetCard(text)
+
+    return card
+
+
+def test_known_model_and_benchmark(card_of):
+    """LLaVA-1.5 by its id on the Hub and AMBER by its file's checksum bring their terms."""
+    card = card_of(
+        model="llava-hf/llava-1.5-7b-hf",
+        revision=COMMIT,
+        benchmark="query_generative.json",
+        queries_sha256=QUERY_GENERATIVE,
+    )
+    assert card.data.pretty_name == "Activations of llava-1.5-7b-hf on AMBER"
+    assert card.data.license == "other" and card.data.language == ["en"]
+    assert {"llava", "amber", "activations"} <= set(card.data.tags)
+    assert "Llama 2 Community License" in card.text and "Apache 2.0" in card.text
+    assert "@article{wang2023amber," in card.text and "@inproceedings{liu2024improved," in card.text
+    assert "not known" not in card.text
+
+
+@pytest.mark.parametrize(
+    ("values", "name", "says"),
+    [
+        (
+            {"model": "Qwen/Qwen2.5-VL-7B-Instruct", "revision": COMMIT},
+            "Activations of Qwen2.5-VL-7B-Instruct",
+            "see https://huggingface.co/Qwen/Qwen2.5-VL-7B-Instruct.",
+        ),
+        (
+            {"benchmark": "hf:lmms-lab/POPE", "dataset_revision": COMMIT},
+            "Activations of llava on POPE",
+            "see https://huggingface.co/datasets/lmms-lab/POPE.",
+        ),
+        (
+            {"benchmark": "query_all.json", "queries_sha256": "0" * 64},
+            "Activations of llava on query_all.json",
+            "It has the name of a file of AMBER, and not that file's checksum.",
+        ),
+        ({"model": None}, "Activations of an unknown model", "Which model it is is not known"),
+    ],
+)
+def test_an_unknown_origin_is_said_to_be_unknown(card_of, values, name, says):
+    """Neither AMBER nor LLaVA is named where the recipe does not name it."""
+    card = card_of(**values)
+    assert card.data.pretty_name == name
+    assert card.data.license == "unknown" and card.data.language is None
+    assert says in card.text
+    assert "not known" in card.text and "```bibtex" not in card.text
+    assert "LLaVA-1.5" not in card.text and "amber" not in card.data.tags
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ({"model": "/home/someone/models/my-llava"}, "| model | `my-llava` |"),
+        ({"model": "../models/my-llava/"}, "| model | `my-llava` |"),
+        ({"model": "someone/my-llava"}, "| model | `my-llava` |"),
+        ({"model": r"C:\Users\someone\my-llava"}, "| model | `my-llava` |"),
+        (
+            {
+                "model": "/home/someone/hub/models--llava-hf--llava-1.5-7b-hf/snapshots/" + COMMIT,
+                "revision": COMMIT,
+            },
+            "| model | `llava-hf/llava-1.5-7b-hf` |",
+        ),
+        (
+            {"benchmark": "hf:/home/someone/pope", "dataset_revision": "1" * 64},
+            "| benchmark | `hf:pope` |",
+        ),
+    ],
+)
+def test_no_path_of_a_machine_is_published(card_of, values, shown):
+    """A folder's name is; where it lay is not, nor is it called a model of the Hub."""
+    text = str(card_of(**values))
+    assert shown in text
+    assert "someone" not in text and "huggingface.co/someone" not in text
+
+
+def test_a_folder_that_is_not_pushed_names_no_repo(card):
+    """Least of all that of another data set."""
+    assert 'load_activations("OWNER/NAME", layer=' in card.text
+    assert "KOKOSde" not in str(card)
 
 
 def test_skipped_samples(make_store, image_dir, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import shutil
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -48,6 +49,17 @@ def test_repo_holds_the_folder_and_the_tag(hub, cli, narrow_dataset):
         for ref in api.list_repo_refs("lab/first", repo_type="dataset").tags
     }
     assert tags == {"v1.1": info.sha}
+
+
+def test_no_path_of_this_machine_is_pushed(hub, last_dataset):
+    """A model that lay in a folder is its last name, in the card and in the manifest."""
+    model = Path(json.loads((last_dataset / "manifest.json").read_text())["recipe"]["model"])
+    push(last_dataset, "lab/no-paths", token=DEFAULT_TOKEN)
+    for path in ("README.md", "manifest.json"):
+        content = hub.read("lab/no-paths", path).decode()
+        assert model.name in content
+        assert str(model.parent) not in content and str(Path.home()) not in content
+    assert load_activations("lab/no-paths", 5, streaming=True).n_shards
 
 
 def test_original_spelling_and_token_nowhere(hub, cli, narrow_dataset, tmp_path):
