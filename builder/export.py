@@ -17,7 +17,7 @@ from tqdm import tqdm
 from builder.pt_files import EXPORT_FILE, sample_path, save_pt, x_path, y_path
 from builder.sample_blocks import feature_samples, x_samples
 from llava_amber_activations.errors import ActivationsError
-from llava_amber_activations.files import is_empty_or_missing, write_json
+from llava_amber_activations.files import write_json
 from llava_amber_activations.folder import ALL_LAYERS, CLT_FEATURES, DEFAULT_CONFIG
 from llava_amber_activations.layer_rows import (
     LayerView,
@@ -26,7 +26,9 @@ from llava_amber_activations.layer_rows import (
     layer_shards,
     split_tables,
 )
-from llava_amber_activations.layers import LayerWindow, parse_layers
+from llava_amber_activations.layers import LayerWindow, parse_layers, split_name
+from llava_amber_activations.leftovers import export_lock_path, is_empty_or_missing, sweep
+from llava_amber_activations.locks import held
 from llava_amber_activations.memory import RecycledMemory
 from llava_amber_activations.schema import SAMPLE, Vectors
 from llava_amber_activations.source import Source, open_source
@@ -71,7 +73,8 @@ def export(
         pad_targets: append zero tensors up to `n_targets`, as the first capture script did.
 
     Raises:
-        ActivationsError: the source or `out` cannot be used for this.
+        ActivationsError: the source or `out` cannot be used for this, or another process exports
+            into `out`.
     """
     opened = open_source(source, revision)
     available = _available_layers(opened, layout, first_target)
@@ -82,32 +85,40 @@ def export(
     if layout == "layers":
         for layer in chosen:
             check_view(opened, LayerView(layer, most, first_target))
-    _adopt(
-        out,
-        {
-            "format": layout,
-            "layers": list(chosen),
-            "n_targets": most,
-            "first_target": first_target,
-            "batch_size": batch_size,
-            "pad_targets": pad_targets,
-            "recipe": opened.manifest.recipe.to_json(),
-        },
-    )
-    if layout == "samples":
-        return _export_samples(opened, out, chosen)
+    parameters = {
+        "format": layout,
+        "layers": list(chosen),
+        "n_targets": most,
+        "first_target": first_target,
+        "batch_size": batch_size,
+        "pad_targets": pad_targets,
+        "recipe": opened.manifest.recipe.to_json(),
+    }
+    _check_free(out)
+    with held(export_lock_path(out), f"{out} is being exported into"):
+        _adopt(out, parameters)
+        for folder in (out, *(out / split_name(layer) for layer in chosen)):
+            sweep(folder)
+        if layout == "samples":
+            return _export_samples(opened, out, chosen)
+        views = [LayerView(layer, most, first_target) for layer in chosen]
+        return _export_layers(opened, out, views, batch_size, pad_targets)
+
+
+def _export_layers(
+    opened: Source, out: Path, views: Sequence[LayerView], batch_size: int, pad_targets: bool
+) -> ExportResult:
     n_files = n_written = 0
     plans: dict[tuple[str, ...], list[PlannedBatch]] = {}
     memory = RecycledMemory()
-    for layer in tqdm(chosen, unit=" layers", desc="export"):
-        view = LayerView(layer, most, first_target)
+    for view in tqdm(views, unit=" layers", desc="export"):
         paths = layer_shards(opened, view)
         # Layers that come from the same shards have the same samples.
         if tuple(paths) not in plans:
             lengths = _sample_lengths(opened, paths)
             plans[tuple(paths)] = plan_batches(lengths, batch_size)
         batches = plans[tuple(paths)]
-        pad_to = most if pad_targets else 0
+        pad_to = view.n_targets if pad_targets else 0
         n_files += 2 * len(batches)
         n_written += _export_layer(opened, paths, batches, out, view, pad_to, memory)
     return ExportResult(n_files, n_written, "x and targets")
@@ -126,12 +137,15 @@ def _available_layers(source: Source, layout: Layout, first_target: int) -> tupl
     return layers
 
 
+def _check_free(out: Path) -> None:
+    if not (out / EXPORT_FILE).exists() and not is_empty_or_missing(out):
+        raise ActivationsError(f"{out} already holds something: give a new or an empty folder")
+
+
 def _adopt(out: Path, parameters: dict[str, Any]) -> None:
     """Begin an export folder, or check that it was begun with the same parameters."""
     path = out / EXPORT_FILE
     if not path.exists():
-        if not is_empty_or_missing(out):
-            raise ActivationsError(f"{out} already holds something: give a new or an empty folder")
         write_json(path, parameters)
         return
     begun = parse_json_object(path.read_bytes(), path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ from builder.card import write_card
 from builder.moments import Moments, statistics_of
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.extras import need_extra
-from llava_amber_activations.files import is_empty_or_missing, sha256_of, sync, write_json
+from llava_amber_activations.files import sha256_of, sync, write_json
 from llava_amber_activations.folder import (
     CARD_FILE,
     ENERGY_FIGURE,
@@ -22,16 +21,28 @@ from llava_amber_activations.folder import (
     FileEntry,
     Manifest,
 )
+from llava_amber_activations.leftovers import (
+    folder_lock_path,
+    is_empty_or_missing,
+    partial_path,
+    remove,
+    sweep,
+)
+from llava_amber_activations.locks import clear_dead, held
 from llava_amber_activations.statistics import write_statistics
+from llava_amber_activations.write_errors import write_errors
 
 
 def check_free(dataset: Path) -> None:
-    """Check that nothing is in the way of a new folder.
+    """Check that nothing is in the way of a new folder, and clear what a dead run left there.
 
     Raises:
         ActivationsError: there is something at `dataset`.
     """
-    if not is_empty_or_missing(dataset):
+    clear_dead(folder_lock_path(dataset.resolve()))
+    if is_empty_or_missing(dataset):
+        sweep(dataset)
+    if dataset.exists() and (not dataset.is_dir() or any(dataset.iterdir())):
         raise ActivationsError(f"{dataset} already holds something: give a new or an empty folder")
 
 
@@ -48,26 +59,34 @@ def check_figures() -> None:
 def new_folder(dataset: Path) -> Iterator[Path]:
     """Yield a folder beside `dataset` to fill; on success it is renamed to `dataset`.
 
-    After an error nothing is left; after a kill, a hidden `.NAME.partial` that the next build of
-    the same folder clears away.
+    After an error nothing is left; after a kill, a hidden folder and a lock beside it that the
+    next build of the same folder clears away.
 
     Raises:
-        ActivationsError: there is something at `dataset`.
+        LockHeldError: another process is making `dataset`.
+        ActivationsError: there is something at `dataset`, or it cannot be written.
     """
     check_free(dataset)
     # Resolved, because a folder cannot be renamed to a link.
     dataset = dataset.resolve()
-    partial = dataset.with_name(f".{dataset.name}.partial")
-    if partial.exists():
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        partial.replace(dataset)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    sync(dataset.parent)
+    lock = folder_lock_path(dataset)
+    with held(lock, f"{dataset} is being made"):
+        check_free(dataset)
+        for name in (dataset.name, lock.name):
+            sweep(dataset.parent, name)
+        remove(dataset.with_name(f".{dataset.name}.partial"))  # as it was named before format 1.1
+        partial = partial_path(dataset)
+        try:
+            with write_errors(partial):
+                partial.mkdir(parents=True)
+            yield partial
+            with write_errors(dataset):
+                partial.replace(dataset)
+        except BaseException:
+            remove(partial)
+            raise
+        with write_errors(dataset.parent):
+            sync(dataset.parent)
 
 
 def finish_folder(folder: Path, manifest: Manifest, moments: dict[str, Moments]) -> Manifest:

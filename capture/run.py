@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from capture.benchmark import read_benchmark
+from capture.benchmark import Benchmark, read_benchmark
 from capture.decoder import compile_layers
 from capture.model import CaptureModel, default_dtype, load_model, torch_dtype
 from capture.pipeline import make_chunks
@@ -19,9 +19,11 @@ from capture.prefix import prefix_problem
 from capture.provenance import local_weights_sha256, make_recipe
 from capture.queries import Query
 from capture.settings import CaptureSettings
+from capture.store_lock import captured_into
 from capture.transcoders import load_encoders
 from llava_amber_activations.errors import ActivationsError
-from llava_amber_activations.files import is_empty_or_missing, write_json
+from llava_amber_activations.files import write_json
+from llava_amber_activations.leftovers import is_empty_or_missing
 from llava_amber_activations.recipe import Recipe
 from llava_amber_activations.store import (
     RESPONSES_FILE,
@@ -59,15 +61,28 @@ def capture(
     it. No process waits for another: one that dies leaves its chunks to the next run.
 
     Raises:
-        ActivationsError: any input is unusable, or the store holds something else.
+        ActivationsError: any input is unusable, the store holds something else, or another launch
+            captures into it.
     """
     benchmark = read_benchmark(settings)
-    queries = benchmark.queries
     store = settings.output_dir
     if not is_store(store) and not is_empty_or_missing(store):
         raise ActivationsError(
             f"{store} holds something that is not a capture store: give an empty or a new folder"
         )
+    with captured_into(store, rank, world_size):
+        return _capture(settings, benchmark, device, rank, world_size)
+
+
+def _capture(
+    settings: CaptureSettings,
+    benchmark: Benchmark,
+    device: torch.device,
+    rank: int,
+    world_size: int,
+) -> CaptureResult:
+    queries = benchmark.queries
+    store = settings.output_dir
     dtype = settings.dtype or default_dtype(device)
     # Beside the loading, which reads the same files.
     with ThreadPoolExecutor(1, thread_name_prefix="weights") as pool:

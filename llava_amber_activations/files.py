@@ -6,9 +6,12 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from llava_amber_activations.leftovers import partial_path
+from llava_amber_activations.write_errors import errno_of_writing, write_error, write_errors
 
 _READ_BYTES = 1 << 20
 
@@ -23,24 +26,40 @@ _UMASK = _read_umask()
 
 
 @contextmanager
-def written_whole(path: Path, tag: str = "") -> Iterator[Path]:
+def written_whole(path: Path) -> Iterator[Path]:
     """Yield a path beside `path` to write to; on success it is fsynced and renamed to `path`.
 
-    After a failure nothing is left behind; after a kill, a hidden `.NAME.partial` that the next
-    writer of the same file replaces. Writers that may race for one file pass a `tag` of their own.
+    After a failure nothing is left behind; after a kill, a hidden file that `sweep` knows. Writers
+    that race for one file do not meet: the last one to finish is the one that stays.
+
+    Raises:
+        ActivationsError: the file cannot be written, whatever the writer made of the reason.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}{tag}.partial")
+    with write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_path(path)
     try:
-        yield partial
-        # Some writers (safetensors) make files private; others on a shared disk must read these.
-        partial.chmod(0o666 & ~_UMASK)
-        sync(partial)
-        partial.replace(path)
+        try:
+            yield partial
+        except Exception as error:
+            number = errno_of_writing(error, partial)
+            if number is None:
+                raise
+            raise write_error(path, number) from error
+        with write_errors(path):
+            # Some writers (safetensors) make files private; others on a shared disk must read it.
+            partial.chmod(0o666 & ~_UMASK)
+            sync(partial)
+            partial.replace(path)
     except BaseException:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
         raise
-    sync(path.parent)
+    # Before format 1.1 a kill left this name, which no sweep can tell to be a dead process's.
+    with suppress(OSError):
+        path.with_name(f".{path.name}.partial").unlink()
+    with write_errors(path.parent):
+        sync(path.parent)
 
 
 def sync(path: Path) -> None:
@@ -54,7 +73,7 @@ def sync(path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, whole or not at all."""
-    with written_whole(path, tag=f".{os.getpid()}") as partial:
+    with written_whole(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
@@ -70,8 +89,3 @@ def sha256_of(path: Path) -> str:
         while block := file.read(_READ_BYTES):
             digest.update(block)
     return digest.hexdigest()
-
-
-def is_empty_or_missing(path: Path) -> bool:
-    """Whether a folder could be created at `path` without touching anything that is there."""
-    return not path.exists() or (path.is_dir() and not any(path.iterdir()))

@@ -21,7 +21,7 @@ from capture.settings import CaptureSettings
 from capture.tiny_model import make_tiny_llava
 from llava_amber_activations.batches import activation_batches
 from llava_amber_activations.errors import ActivationsError
-from llava_amber_activations.files import is_empty_or_missing
+from llava_amber_activations.leftovers import is_empty_or_missing
 from llava_amber_activations.loading import load_activations
 
 _QUERIES = ("Describe this image.", "What colour is the shape?")

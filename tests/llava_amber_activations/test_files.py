@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llava_amber_activations import ActivationsError
 from llava_amber_activations.files import (
-    is_empty_or_missing,
     sha256_of,
     write_json,
     write_text,
@@ -53,7 +53,8 @@ def test_a_writer_that_wrote_nothing(tmp_path):
     """A block that ends without a file is an error, and the earlier file stays."""
     path = tmp_path / "file"
     path.write_text("earlier")
-    with pytest.raises(FileNotFoundError), written_whole(path):
+    refused = pytest.raises(ActivationsError, match=r"file cannot be written .*taken away")
+    with refused, written_whole(path):
         pass
     assert path.read_text() == "earlier"
 
@@ -65,6 +66,28 @@ def test_what_a_killed_writer_left_is_replaced(tmp_path):
         partial.write_text("now")
     assert path.read_text() == "now"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_writers_of_one_file_do_not_meet(tmp_path):
+    """Two that write the same file at once have a partial each; the last one to finish stays."""
+    path = tmp_path / "file"
+    with written_whole(path) as first:
+        first.write_text("of the first")
+        with written_whole(path) as second:
+            second.write_text("of the second")
+        assert path.read_text() == "of the second" and first.read_text() == "of the first"
+    assert path.read_text() == "of the first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_longest_name_that_a_file_may_have(tmp_path):
+    """The partial is named by the beginning of it, across characters of several bytes."""
+    for name in ("n" * 255, "é" * 127):
+        write_text(tmp_path / name, "whole")
+        assert (tmp_path / name).read_text() == "whole"
+    with pytest.raises(ActivationsError, match=r"n{256} cannot be written \(.*name too long"):
+        write_text(tmp_path / ("n" * 256), "whole")
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_an_open_file_keeps_what_it_was(tmp_path):
@@ -125,14 +148,3 @@ def test_checksums_of_anything(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / f"any-{os.getpid()}"
     path.write_bytes(content)
     assert sha256_of(path) == hashlib.sha256(content).hexdigest()
-
-
-def test_where_a_folder_can_be_made(tmp_path):
-    """Nothing or an empty folder, not a file, and not a folder with even a hidden file."""
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "file").touch()
-    (tmp_path / "used").mkdir()
-    (tmp_path / "used" / ".hidden").touch()
-    names = ("absent", "empty", "file", "used")
-    found = [is_empty_or_missing(tmp_path / name) for name in names]
-    assert found == [True, True, False, False]
