@@ -15,8 +15,9 @@ from pathlib import Path
 from builder.import_pt import import_pt, is_pt_folder
 from builder.pt_files import EXPORT_FILE
 from llava_amber_activations.errors import ActivationsError
-from llava_amber_activations.files import is_empty_or_missing, sha256_of, write_json
+from llava_amber_activations.files import sha256_of, write_json
 from llava_amber_activations.folder import MANIFEST_FILE
+from llava_amber_activations.leftovers import is_empty_or_missing, sweep
 from llava_amber_activations.typed_json import parse_json_object, read_object
 
 
@@ -60,6 +61,7 @@ def dataset_to_push(folder: Path) -> tuple[Path, bool]:
     folder = folder.absolute()
     converted = folder.with_name(f"{folder.name}-dataset")
     note = folder.with_name(f".{converted.name}.source.json")
+    sweep(note.parent, note.name)
     known = _read_note(note)
     now = _stamps(folder)
     if not is_empty_or_missing(converted):
