@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +12,11 @@ import pyarrow as pa
 from datasets.builder import Key
 
 from llava_amber_activations.errors import ActivationsError
+from llava_amber_activations.footers import NOTHING_EXPECTED, Expected
 from llava_amber_activations.layer_rows import LayerView, layer_schema, read_layer
 from llava_amber_activations.layers import DEFAULT_N_TARGETS, LayerWindow, split_name
 from llava_amber_activations.read_ahead import RowGroup, Shards, read_in_order
-from llava_amber_activations.schema import features_of, layers_of
+from llava_amber_activations.schema import FLOAT_NAMES, X, features_of, layers_of
 from llava_amber_activations.source import ShardFile
 
 
@@ -64,6 +66,9 @@ class LlavaAmberActivations(datasets.ArrowBasedBuilder):
     # Rows are up to 1 MiB: the default of 1000 would hold, and lay in one Arrow chunk, a gigabyte.
     DEFAULT_WRITER_BATCH_SIZE = 64
 
+    # What a manifest says of the shards. No part of the configuration, which names the cache.
+    expected: Expected = NOTHING_EXPECTED
+
     def _info(self) -> datasets.DatasetInfo:
         # The width and the dtype stand in the shards: `_split_generators` fills the features in.
         return datasets.DatasetInfo(features=None)
@@ -73,7 +78,8 @@ class LlavaAmberActivations(datasets.ArrowBasedBuilder):
             raise ActivationsError("data_files is missing: give the shards of all_layers")
         config = self.config
         files = [file for split in config.data_files.values() for file in split]
-        schema = Shards(files).footer(files[0]).schema.to_arrow_schema()
+        first = Shards(files, self.expected).footer(files[0])
+        schema = first.schema.to_arrow_schema()
         window = LayerWindow(layers_of(schema, files[0]), config.n_targets, config.first_target)
         layers = window.sources if config.layers is None else config.layers
         n_columns = sum(1 + len(window.targets(layer)) for layer in layers)
@@ -96,6 +102,13 @@ class LlavaAmberActivations(datasets.ArrowBasedBuilder):
             for name, view in views.items()
         ]
 
+    def _shards(self, files: list[str]) -> Shards:
+        """Open shards that must all be as the first one is, and as the manifest says."""
+        x = self.info.features.arrow_schema.field(X).type
+        dtype = FLOAT_NAMES[x.value_type]
+        expected = dataclasses.replace(self.expected, width=x.list_size, dtype=dtype)
+        return Shards(files, expected)
+
     def _view(self, layer: int) -> LayerView:
         return LayerView(layer, self.config.n_targets, self.config.first_target)
 
@@ -108,7 +121,7 @@ class LlavaAmberActivations(datasets.ArrowBasedBuilder):
         self, files: list[str], row_groups_list: list[Any], view: LayerView
     ) -> Iterator[dict[str, Any]]:
         """Cut shards into row groups, for streams that are read by more workers than shards."""
-        shards = Shards(files)
+        shards = self._shards(files)
         for file, row_groups in zip(files, row_groups_list, strict=True):
             groups = _all_groups(shards, file) if row_groups is None else row_groups
             yield {
@@ -120,7 +133,7 @@ class LlavaAmberActivations(datasets.ArrowBasedBuilder):
     def _generate_tables(
         self, files: list[str], row_groups_list: list[Any], view: LayerView
     ) -> Iterator[tuple[Key, pa.Table]]:
-        shards = Shards(files)
+        shards = self._shards(files)
         schema = self.info.features.arrow_schema
 
         def groups() -> Iterator[RowGroup]:

@@ -18,12 +18,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
+from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.memory import RecycledMemory
 from llava_amber_activations.schema import (
     TARGETS,
     Vectors,
     elements_of,
     numbers_of,
+    numpy_dtype,
     targets_per_row,
 )
 
@@ -54,11 +56,13 @@ class RowPlaces:
         integers: int32 [rows] each, by their names.
         vectors: by their names.
         memory: whatever owns what the addresses point to.
+        spans: int64 [n, 2], where each piece of that memory begins and ends.
     """
 
     integers: dict[str, npt.NDArray[np.int32]]
     vectors: dict[str, VectorPlaces]
     memory: Any
+    spans: RowNumbers
 
     def __reduce__(self) -> Any:
         raise TypeError("addresses are nothing to another process")
@@ -75,16 +79,25 @@ def places_in_table(table: pa.Table) -> RowPlaces:
         ActivationsError: the rows differ in their number of targets, or something is missing.
     """
     integers, vectors = {}, {}
+    arrays: list[Vectors] = []
     for field in table.schema:
         chunks = [chunk for chunk in table[field.name].chunks if len(chunk)]
         if field.name == TARGETS:
-            vectors[field.name] = _lists(chunks, field.type.value_type)
+            type_ = field.type.value_type
+            n = targets_per_row(chunks)
+            views = _views([elements_of(chunk) for chunk in chunks], type_)
+            vectors[field.name] = _places(views, type_, n, (n, type_.list_size))
         elif pa.types.is_fixed_size_list(field.type):
-            vectors[field.name] = _places(chunks, field.type, 1, (field.type.list_size,))
+            views = _views(chunks, field.type)
+            vectors[field.name] = _places(views, field.type, 1, (field.type.list_size,))
         elif pa.types.is_integer(field.type):
             numbers = [numbers_of(chunk) for chunk in chunks] or [np.empty(0, np.int32)]
             integers[field.name] = np.concatenate(numbers)
-    return RowPlaces(integers, vectors, table)
+            continue
+        else:
+            continue
+        arrays += views
+    return RowPlaces(integers, vectors, (table, arrays), spans_of(arrays))
 
 
 def places_in_array(vectors: Vectors) -> RowNumbers:
@@ -93,11 +106,34 @@ def places_in_array(vectors: Vectors) -> RowNumbers:
     return first + np.arange(len(vectors), dtype=np.int64) * vectors.strides[0]
 
 
+def spans_of(arrays: Sequence[Vectors]) -> RowNumbers:
+    """Return where the memory of some contiguous arrays begins and ends: neighbours as one."""
+    firsts = ((int(array.__array_interface__["data"][0]), array.nbytes) for array in arrays)
+    spans: list[list[int]] = []
+    for first, size in sorted(firsts):
+        if spans and spans[-1][1] == first:
+            spans[-1][1] += size
+        else:
+            spans.append([first, first + size])
+    return np.array(spans, np.int64).reshape(-1, 2)
+
+
 def join_places(parts: Sequence[RowPlaces]) -> RowPlaces:
-    """Return where the rows of several parts lie, one after the other; nothing is copied."""
+    """Return where the rows of several parts lie, one after the other; nothing is copied.
+
+    Raises:
+        ActivationsError: the parts differ in the columns, or in their vectors' shapes or dtypes.
+    """
+    parts = [part for part in parts if len(part)] or parts[:1]
     if len(parts) == 1:
         return parts[0]
     first = parts[0]
+    for part in parts[1:]:
+        if _kinds(part) != _kinds(first):
+            raise ActivationsError(
+                f"rows of one batch differ in their columns: {_kinds(first)} and {_kinds(part)}. "
+                "The shards are of different datasets, or damaged: build or download them again"
+            )
     return RowPlaces(
         integers={n: np.concatenate([part.integers[n] for part in parts]) for n in first.integers},
         vectors={
@@ -109,22 +145,35 @@ def join_places(parts: Sequence[RowPlaces]) -> RowPlaces:
             for name, places in first.vectors.items()
         },
         memory=[part.memory for part in parts],
+        spans=np.concatenate([part.spans for part in parts]),
     )
 
 
-def _lists(chunks: Sequence[pa.ListArray], type_: pa.DataType) -> VectorPlaces:
-    n = targets_per_row(chunks)
-    vectors = [elements_of(chunk) for chunk in chunks]
-    return _places(vectors, type_, n, (n, type_.list_size))
+def _kinds(places: RowPlaces) -> dict[str, str]:
+    """Describe the columns of some rows, as far as they must agree in a batch."""
+    vectors = {name: f"{list(v.shape)} {v.dtype}" for name, v in places.vectors.items()}
+    return {**{name: str(values.dtype) for name, values in places.integers.items()}, **vectors}
+
+
+def _views(chunks: Sequence[pa.FixedSizeListArray], type_: pa.DataType) -> list[Vectors]:
+    """View the vectors of some chunks: [rows, H] each, of contiguous rows.
+
+    A buffer that does not begin at a multiple of an element's size, as one of a mapped file may,
+    is copied: the one tensor over all of them has its elements at such multiples.
+    """
+    views = []
+    for chunk in chunks:
+        view = numbers_of(elements_of(chunk)).reshape(-1, type_.list_size)
+        aligned = view.__array_interface__["data"][0] % view.itemsize == 0
+        views.append(view if aligned else view.copy())
+    return views
 
 
 def _places(
-    chunks: Sequence[pa.FixedSizeListArray], type_: pa.DataType, n: int, shape: tuple[int, ...]
+    views: Sequence[Vectors], type_: pa.DataType, n: int, shape: tuple[int, ...]
 ) -> VectorPlaces:
-    width = type_.list_size
-    parts = [places_in_array(numbers_of(elements_of(chunk)).reshape(-1, width)) for chunk in chunks]
-    addresses = np.concatenate(parts or [np.empty(0, np.int64)])
-    dtype = np.dtype(f"f{type_.value_type.bit_width // 8}")
+    addresses = np.concatenate([*map(places_in_array, views), np.empty(0, np.int64)])
+    dtype = numpy_dtype(type_.value_type)
     return VectorPlaces(addresses.reshape(-1, n) if n else addresses[:, None], shape, dtype)
 
 
@@ -221,6 +270,8 @@ def _lay(places: RowPlaces, names: Sequence[str]) -> _Laid:
     if not len(places):
         empty = torch.from_numpy(np.empty((0, width), first.dtype))
         return _Laid(empty, {name: each.addresses for name, each in vectors.items()})
+    for name, each in vectors.items():
+        _check_inside(name, each.addresses, width * itemsize, itemsize, places.spans)
     base = min(int(each.addresses.min()) for each in vectors.values())
     starts = {name: (each.addresses - base) // itemsize for name, each in vectors.items()}
     n_windows = 1 + max(int(each.max()) for each in starts.values())
@@ -228,3 +279,21 @@ def _lay(places: RowPlaces, names: Sequence[str]) -> _Laid:
     dtype = torch.from_numpy(np.empty(0, first.dtype)).dtype
     laid = torch.frombuffer(memory, dtype=dtype).as_strided((n_windows, width), (1, 1))
     return _Laid(laid, starts)
+
+
+def _check_inside(
+    name: str, addresses: RowNumbers, size: int, itemsize: int, spans: RowNumbers
+) -> None:
+    """Check that vectors of `size` bytes at some addresses lie in known memory, and at elements.
+
+    Raises:
+        ActivationsError: one does not; what would be copied is not a vector.
+    """
+    ordered = np.concatenate([[[0, 0]], spans[np.argsort(spans[:, 0])]])
+    span = np.searchsorted(ordered[:, 0], addresses, side="right") - 1
+    inside = addresses + size <= ordered[span, 1]
+    if not inside.all() or (addresses & (itemsize - 1)).any():
+        raise ActivationsError(
+            f"vectors of {name} do not lie where their column's memory is: the data is damaged. "
+            "Build or download it again"
+        )

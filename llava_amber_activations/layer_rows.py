@@ -10,11 +10,13 @@ import pyarrow as pa
 
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.folder import ALL_LAYERS, ALL_LAYERS_SPLIT, DEFAULT_CONFIG
+from llava_amber_activations.footers import expected_of, expected_rows
 from llava_amber_activations.gather import (
     RowPlaces,
     VectorPlaces,
     places_in_array,
     places_in_table,
+    spans_of,
 )
 from llava_amber_activations.layers import LayerWindow, mlp_out_name, split_name, x_name
 from llava_amber_activations.memory import RecycledMemory
@@ -101,17 +103,22 @@ def layer_shards(source: Source, view: LayerView) -> list[str]:
     return shards
 
 
+def _shards_of(source: Source, paths: Sequence[str]) -> Shards:
+    return Shards([source.url(path) for path in paths], expected_of(source, paths))
+
+
 def check_view(source: Source, view: LayerView) -> None:
     """Check that a layer and its targets can be had, by the first shard's footer.
 
     Raises:
         ActivationsError: they cannot.
     """
-    url = source.url(layer_shards(source, view)[0])
-    check_columns(Shards([url]).footer(url).schema.to_arrow_schema(), view)
+    path = layer_shards(source, view)[0]
+    footer = _shards_of(source, [path]).footer(source.url(path))
+    check_columns(footer.schema.to_arrow_schema(), view, source.url(path))
 
 
-def check_columns(schema: pa.Schema, view: LayerView) -> list[str]:
+def check_columns(schema: pa.Schema, view: LayerView, where: object) -> list[str]:
     """Return the names of a layer's `x` and targets in an all_layers shard of this schema.
 
     The names are none where the shard is of the layer's own split.
@@ -121,13 +128,35 @@ def check_columns(schema: pa.Schema, view: LayerView) -> list[str]:
     """
     present = set(schema.names)
     if X in present:
+        _check_types(schema, [X, TARGETS], where)
         return []
-    targets = view.targets(layers_of(schema, "the shard"))
+    targets = view.targets(layers_of(schema, where))
     names = [x_name(view.layer), *map(mlp_out_name, targets)]
     missing = [name for name in names if name not in present]
     if missing:
-        raise ActivationsError(f"this data does not hold {missing[0]}: it was imported without it")
+        raise ActivationsError(
+            f"this data does not hold {missing[0]}: it was imported without it ({where})"
+        )
+    _check_types(schema, names, where)
     return names
+
+
+def _check_types(schema: pa.Schema, names: Sequence[str], where: object) -> None:
+    """Check that columns are vectors, targets lists of them, beside every column of a row."""
+    present = set(schema.names)
+    for name in names:
+        type_ = schema.field(name).type if name in present else pa.null()
+        if name == TARGETS and pa.types.is_list(type_):
+            type_ = type_.value_type
+        if not pa.types.is_fixed_size_list(type_):
+            raise ActivationsError(
+                f"{where} is damaged (no vectors in {name}): build or download the dataset again"
+            )
+    missing = [name for name in LEADING if name not in present]
+    if missing:
+        raise ActivationsError(
+            f"{where} is damaged (no column {missing[0]}): build or download the dataset again"
+        )
 
 
 def layer_tables(source: Source, view: LayerView) -> Iterator[pa.Table]:
@@ -137,7 +166,7 @@ def layer_tables(source: Source, view: LayerView) -> Iterator[pa.Table]:
 
 def tables_of_layer(source: Source, paths: list[str], view: LayerView) -> Iterator[pa.Table]:
     """Yield a layer's rows as `layer_tables` does, from shards that the caller has chosen."""
-    shards = Shards(source.url(path) for path in paths)
+    shards = _shards_of(source, paths)
     yield from read_in_order(
         shards, shards.row_groups(), lambda shard, number: read_layer(shard, number, view)
     )
@@ -154,7 +183,7 @@ def layer_ranges(
 
     The ranges ascend and do not overlap. Only row groups that hold a wanted row are read.
     """
-    shards = Shards(source.url(path) for path in paths)
+    shards = _shards_of(source, paths)
     groups, starts, row = [], [], 0
     for group in shards.row_groups():
         span = range(row, row + group.n_rows)
@@ -192,7 +221,7 @@ def _read_vectors(
     shard: ShardFile, group: int, view: LayerView, memory: RecycledMemory
 ) -> list[Vectors]:
     """Read one row group's `x` and targets: each [rows, H]."""
-    names = check_columns(shard.schema, view)
+    names = check_columns(shard.schema, view, shard.url)
     found = read_vectors(shard, group, names, memory=memory) if names else None
     if found is not None:
         return [found[name] for name in names]
@@ -205,7 +234,8 @@ def split_tables(
     source: Source, paths: list[str], columns: list[str] | None = None
 ) -> Iterator[pa.Table]:
     """Yield the rows of some shards as they are, a row group at a time."""
-    shards = Shards(source.url(path) for path in paths)
+    # Features are as wide as their transcoder, of which the manifest says nothing.
+    shards = Shards([source.url(path) for path in paths], expected_rows(source, paths))
     yield from read_in_order(
         shards,
         shards.row_groups(),
@@ -225,7 +255,7 @@ def read_layer(shard: ShardFile, group: int, view: LayerView) -> pa.Table:
         ActivationsError: the shard does not hold the layer or one of its targets.
     """
     schema = shard.schema
-    names = check_columns(schema, view)
+    names = check_columns(schema, view, shard.url)
     if not names:
         return _from_own_split(shard, group, view)
     n_rows, width = shard.parquet.metadata.row_group(group).num_rows, width_of(schema)
@@ -249,7 +279,7 @@ def read_layer_places(
     Raises:
         ActivationsError: as `read_layer`.
     """
-    names = check_columns(shard.schema, view)
+    names = check_columns(shard.schema, view, shard.url)
     vectors = read_vectors(shard, group, names, memory=memory) if names else None
     if vectors is None:
         return places_in_table(read_layer(shard, group, view))
@@ -263,6 +293,7 @@ def read_layer_places(
             TARGETS: VectorPlaces(np.stack(addresses[1:], axis=1), (len(names) - 1, width), dtype),
         },
         memory=vectors,
+        spans=spans_of(list(vectors.values())),
     )
 
 

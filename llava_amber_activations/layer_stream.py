@@ -10,11 +10,17 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from llava_amber_activations.footers import NOTHING_EXPECTED, Expected, expected_of
 from llava_amber_activations.gather import RowNumbers, RowPlaces, join_places
-from llava_amber_activations.layer_rows import LayerView, layer_shards, read_layer_places, view_of
+from llava_amber_activations.layer_rows import (
+    LayerView,
+    layer_shards,
+    read_layer_places,
+    view_of,
+)
 from llava_amber_activations.memory import RecycledMemory
 from llava_amber_activations.read_ahead import RowGroup, Shards, read_in_order
-from llava_amber_activations.source import ShardFile, open_source
+from llava_amber_activations.source import ShardFile, Source, open_source
 
 if TYPE_CHECKING:
     import datasets
@@ -27,10 +33,12 @@ class LayerStream:
     Attributes:
         urls: addresses of the shards, in order.
         view: the layer and its targets.
+        expected: what the manifest says of the shards.
     """
 
     urls: tuple[str, ...]
     view: LayerView
+    expected: Expected = NOTHING_EXPECTED
 
     def blocks(
         self, worker: int, n_workers: int, skip: int
@@ -40,7 +48,7 @@ class LayerStream:
         Each block is some rows, and which of them are wanted. Row groups are dealt out to the
         workers in turn.
         """
-        shards = Shards(self.urls)
+        shards = Shards(self.urls, self.expected)
         if skip == 0 and n_workers == 1:
             for places in self._read(shards, shards.row_groups()):
                 yield places, np.arange(len(places))
@@ -69,7 +77,7 @@ class LayerStream:
         So any row may stand next to any other, only one window is held, and what follows a row
         can be had without reading what came before its window.
         """
-        shards = Shards(self.urls)
+        shards = Shards(self.urls, self.expected)
         groups = list(shards.row_groups())
         order = np.random.default_rng(seed).permutation(len(groups))
         mine = [groups[number] for number in order[worker::n_workers]]
@@ -119,7 +127,18 @@ def open_layer(
     """
     opened = open_source(source, revision)
     view = view_of(opened, layer, n_targets, first_target)
-    return LayerStream(tuple(opened.url(path) for path in layer_shards(opened, view)), view)
+    return layer_stream(opened, view)
+
+
+def layer_stream(source: Source, view: LayerView) -> LayerStream:
+    """Return the stream of a layer's shards.
+
+    Raises:
+        ActivationsError: as `layer_shards`.
+    """
+    paths = layer_shards(source, view)
+    urls = tuple(source.url(path) for path in paths)
+    return LayerStream(urls, view, expected_of(source, paths))
 
 
 def _windows(groups: Sequence[RowGroup], first_rows: int, window_rows: int) -> list[list[RowGroup]]:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import datasets
 
 from llava_amber_activations.dataset_builder import LlavaAmberActivations
+from llava_amber_activations.errors import ActivationsError
+from llava_amber_activations.footers import expected_of
 from llava_amber_activations.hub import retried
 from llava_amber_activations.layer_rows import layer_shards, view_of
-from llava_amber_activations.layer_stream import LayerStream, remember_stream
+from llava_amber_activations.layer_stream import layer_stream, remember_stream
 from llava_amber_activations.layers import split_name
 from llava_amber_activations.source import open_source, source_errors
 
@@ -52,7 +56,7 @@ def load_activations(
     shards = layer_shards(opened, view)
     urls = [opened.url(path) for path in shards]
     split = split_name(layer)
-    with source_errors(opened.name, opened.root):
+    with source_errors(opened.name, opened.root), _missing_files():
         builder = retried(
             lambda: LlavaAmberActivations(
                 dataset_name="llava_amber_activations",
@@ -64,13 +68,34 @@ def load_activations(
                 layers=[layer],
             )
         )
+        builder.expected = expected_of(opened, shards)
         if streaming:
             stream = builder.as_streaming_dataset(split=split)
-            remember_stream(stream, LayerStream(tuple(urls), view))
+            remember_stream(stream, layer_stream(opened, view))
             return stream
-        builder.download_and_prepare()
+        _prepare(builder)
         dataset: Any = builder.as_dataset(split=split)
         return dataset
+
+
+@contextmanager
+def _missing_files() -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise ActivationsError(
+            f"a shard of the dataset is missing ({error}): build or download the dataset again"
+        ) from None
+
+
+def _prepare(builder: LlavaAmberActivations) -> None:
+    """Prepare the Arrow file; what is wrong with a shard is said as it was found."""
+    try:
+        builder.download_and_prepare()
+    except datasets.exceptions.DatasetGenerationError as error:
+        if isinstance(error.__cause__, ActivationsError):
+            raise error.__cause__ from None
+        raise
 
 
 def _content_hash(checksums: list[str]) -> str:

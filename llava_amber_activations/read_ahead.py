@@ -15,6 +15,12 @@ from typing import TypeVar
 
 import pyarrow.parquet as pq
 
+from llava_amber_activations.footers import (
+    NOTHING_EXPECTED,
+    Expected,
+    check_footer,
+    reading_errors,
+)
 from llava_amber_activations.source import ShardFile, is_remote, open_parquet, source_errors
 
 # The Hub answers a request in about a tenth of a second, and a layer's columns of a row group are
@@ -52,18 +58,26 @@ def _footer_on_hub(url: str) -> pq.FileMetaData:
 
 
 class Shards:
-    """Parquet files of one split; each footer is read once."""
+    """Parquet files of one split; each footer is read once, and held against the manifest."""
 
-    def __init__(self, urls: Iterable[str]) -> None:
+    def __init__(self, urls: Iterable[str], expected: Expected = NOTHING_EXPECTED) -> None:
         self._urls = list(urls)
+        self._expected = expected
         self._footers: dict[str, pq.FileMetaData] = {}
         self._of_thread = threading.local()
 
     def footer(self, url: str) -> pq.FileMetaData:
-        """Return a shard's footer."""
+        """Return a shard's footer.
+
+        Raises:
+            ActivationsError: the shard cannot be read, or is not what the manifest says.
+        """
         if url not in self._footers:
             # On the Hub an address names a commit, so that what it holds never changes.
-            self._footers[url] = _footer_on_hub(url) if is_remote(url) else _footer(url)
+            footer = _footer_on_hub(url) if is_remote(url) else _footer(url)
+            with reading_errors(url):
+                check_footer(url, footer, self._expected)
+            self._footers[url] = footer
         return self._footers[url]
 
     def row_groups(self) -> Iterator[RowGroup]:
@@ -109,7 +123,7 @@ def read_in_order(
 
     def job(group: RowGroup) -> tuple[_T, bool]:
         began, worked = time.monotonic(), time.thread_time()
-        with source_errors(group.url, group.url):
+        with source_errors(group.url, group.url), reading_errors(group.url, group.number):
             result = read(shards.open(group.url), group.number)
         elapsed, worked = time.monotonic() - began, time.thread_time() - worked
         return result, elapsed > _WAITED_LONG * worked

@@ -35,6 +35,7 @@ _STRINGS = (IMAGE, KIND)
 INTEGERS = tuple(name for name in LEADING if name not in _STRINGS)
 
 FLOAT_TYPES = {"float16": pa.float16(), "float32": pa.float32()}
+FLOAT_NAMES = {kind: name for name, kind in FLOAT_TYPES.items()}
 
 _OUR_KEY = b"llava_amber_activations"
 _ELEMENT = "element"
@@ -220,11 +221,27 @@ def numbers_of(array: pa.Array) -> npt.NDArray[Any]:
         ActivationsError: a number is missing.
     """
     _check_present(array)
-    kind = "f" if pa.types.is_floating(array.type) else "i"
-    dtype = np.dtype(f"{kind}{array.type.bit_width // 8}")
+    dtype = numpy_dtype(array.type)
     if not len(array):
         return np.empty(0, dtype)
     return np.frombuffer(array.buffers()[1], dtype)[array.offset : array.offset + len(array)]
+
+
+def numpy_dtype(type_: pa.DataType) -> np.dtype[Any]:
+    """Return what numpy calls a type of numbers.
+
+    Raises:
+        ActivationsError: it is no type of whole bytes that numpy has.
+    """
+    kinds = {
+        "f": pa.types.is_floating,
+        "i": pa.types.is_signed_integer,
+        "u": pa.types.is_unsigned_integer,
+    }
+    for kind, is_of_kind in kinds.items():
+        if is_of_kind(type_):
+            return np.dtype(f"{kind}{type_.bit_width // 8}")
+    raise ActivationsError(f"columns of {type_} cannot become tensors: leave them out")
 
 
 def _check_present(array: pa.Array) -> None:

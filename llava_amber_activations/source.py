@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.folder import MANIFEST_FILE, Manifest
+from llava_amber_activations.footers import reading_errors
 from llava_amber_activations.typed_json import parse_json_object
 
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -101,21 +102,12 @@ def open_parquet(url: str, metadata: pq.FileMetaData | None = None) -> pq.Parque
     Raises:
         ActivationsError: it is missing or not Parquet, or the Hub does not answer.
     """
-    with source_errors(url, url):
-        try:
-            if not is_remote(url):
-                return pq.ParquetFile(url, metadata=metadata, memory_map=True)
-            from llava_amber_activations.hub_files import open_file
+    with source_errors(url, url), reading_errors(url):
+        if not is_remote(url):
+            return pq.ParquetFile(url, metadata=metadata, memory_map=True)
+        from llava_amber_activations.hub_files import open_file
 
-            return pq.ParquetFile(open_file(url), metadata=metadata, pre_buffer=True)
-        except FileNotFoundError:
-            raise ActivationsError(
-                f"{url} is missing: build or download the dataset again"
-            ) from None
-        except ValueError as error:
-            raise ActivationsError(
-                f"{url} is damaged ({error}): build or download the dataset again"
-            ) from None
+        return pq.ParquetFile(open_file(url), metadata=metadata, pre_buffer=True)
 
 
 class ShardFile:
@@ -123,13 +115,15 @@ class ShardFile:
 
     def __init__(self, url: str, metadata: pq.FileMetaData | None = None) -> None:
         """Open it as `open_parquet` does."""
+        self.url = url
         self.parquet = open_parquet(url, metadata)
         if is_remote(url):
             from llava_amber_activations.hub_files import open_file
 
             self._bytes: Any = open_file(url)
         else:
-            self._bytes = pa.memory_map(url)
+            with reading_errors(url):
+                self._bytes = pa.memory_map(url)
 
     @cached_property
     def schema(self) -> pa.Schema:

@@ -25,14 +25,19 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.memory import RecycledMemory
-from llava_amber_activations.page_headers import read_struct, without_levels
+from llava_amber_activations.page_headers import most_level_bytes, read_struct, without_levels
 from llava_amber_activations.schema import FLOAT_TYPES, Vectors
 from llava_amber_activations.source import ShardFile
 
 _DATA_PAGE, _RLE, _BYTE_STREAM_SPLIT = 0, 3, 9
 # Columns nearer than this are fetched as one.
 _GAP_BYTES = 4096
+
+
+class _ImpossibleError(ValueError):
+    """A page claims what its row group has no room for; the sentence says what."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,6 @@ class _Column:
     name: str
     start: int
     size: int
-    raw_size: int
     rows: int
     width: int
     dtype: np.dtype[np.floating]
@@ -66,6 +70,9 @@ def read_vectors(
     Returns:
         The vectors by their names; None where a column is not as this project writes it, which
         pyarrow can then read.
+
+    Raises:
+        ActivationsError: a page claims more than the row group holds.
     """
     columns = _find(shard, group, names)
     if columns is None:
@@ -78,6 +85,11 @@ def read_vectors(
     try:
         for column, into in zip(columns, out, strict=True):
             _decode(pages[column.name], column, into)
+    except _ImpossibleError as error:
+        raise ActivationsError(
+            f"row group {group} of {shard.url} is damaged ({error}): "
+            "build or download the dataset again"
+        ) from None
     except (ValueError, LookupError, TypeError, ArithmeticError, OSError):
         return None
     return dict(zip(names, out, strict=True))
@@ -90,6 +102,7 @@ def _find(shard: ShardFile, group: int, names: Sequence[str]) -> list[_Column] |
     # Every column before the vectors has one leaf, and so has every vector.
     if len(leaves) != len(schema):
         return None
+    # Its compression shows in its pages. Asked for one that it does not know, pyarrow aborts.
     dtypes = {kind: np.dtype(dtype) for dtype, kind in FLOAT_TYPES.items()}
     found: list[_Column] = []
     for name in names:
@@ -102,10 +115,11 @@ def _find(shard: ShardFile, group: int, names: Sequence[str]) -> list[_Column] |
             and type_.value_type in dtypes
             and leaves.column(index).max_definition_level == 1
             and column.path_in_schema.split(".")[0] == name
-            and column.compression == "ZSTD"
             and set(column.encodings) == {"RLE", "BYTE_STREAM_SPLIT"}
             and not column.has_dictionary_page
             and column.num_values == metadata.num_rows * type_.list_size
+            and column.data_page_offset >= 0
+            and column.total_compressed_size >= 0
         )
         if not ours:
             return None
@@ -114,7 +128,6 @@ def _find(shard: ShardFile, group: int, names: Sequence[str]) -> list[_Column] |
                 name=name,
                 start=column.data_page_offset,
                 size=column.total_compressed_size,
-                raw_size=column.total_uncompressed_size,
                 rows=metadata.num_rows,
                 width=type_.list_size,
                 dtype=dtypes[type_.value_type],
@@ -146,6 +159,7 @@ def _decode(content: memoryview, column: _Column, out: Vectors) -> None:
     """Decode a column's pages into `out`.
 
     Raises:
+        _ImpossibleError: one of them claims more than the row group holds.
         ValueError, LookupError, TypeError, ArithmeticError, OSError: they are not as described
             above.
     """
@@ -153,20 +167,27 @@ def _decode(content: memoryview, column: _Column, out: Vectors) -> None:
     itemsize = column.dtype.itemsize
     parts: list[npt.NDArray[np.uint8]] = []
     n_values, at = 0, 0
-    while n_values < column.rows * column.width:
+    n_wanted = column.rows * column.width
+    while n_values < n_wanted:
         header, begin = read_struct(content, at)
         page = header[5]
         if header[1] != _DATA_PAGE or page[2] != _BYTE_STREAM_SPLIT or page[3] != _RLE:
             raise ValueError("not a data page of this form")
-        if not 0 < header[2] <= column.raw_size:
-            raise ValueError("a page larger than its column")
+        if not 0 < page[1] <= n_wanted - n_values:
+            raise _ImpossibleError(
+                f"a page of {column.name} claims {page[1]} of {n_wanted - n_values} values"
+            )
+        most = page[1] * itemsize + 2 * (4 + most_level_bytes(page[1]))
+        if not 0 < header[2] <= most or not 0 < header[3] <= len(content) - begin:
+            raise _ImpossibleError(
+                f"a page of {column.name} with {page[1]} values claims {header[2]} bytes, "
+                f"{header[3]} compressed"
+            )
         at = begin + header[3]
         raw = codec.decompress(pa.py_buffer(content[begin:at]), header[2])
         values = without_levels(memoryview(raw), page[1], n_values, column.width)
         parts.append(np.frombuffer(values, np.uint8).reshape(itemsize, page[1]))
         n_values += page[1]
-    if n_values != column.rows * column.width:
-        raise ValueError("more values than rows")
     words = out.view(f"u{itemsize}")
     if len(parts) == 1:
         _join_streams(parts[0].reshape(itemsize, *out.shape), words)

@@ -11,9 +11,13 @@ from hypothesis import strategies as st
 
 from llava_amber_activations import ActivationsError
 from llava_amber_activations.gather import (
+    BatchGather,
     RowGather,
+    RowPlaces,
+    VectorPlaces,
     join_places,
     places_in_table,
+    spans_of,
 )
 from llava_amber_activations.memory import RecycledMemory
 from llava_amber_activations.schema import default_schema, targets_to_arrow, vectors_to_arrow
@@ -133,3 +137,69 @@ def test_addresses_do_not_travel():
     """To another process they would be somebody else's memory."""
     with pytest.raises(TypeError, match="another process"):
         pickle.dumps(places_in_table(layer_table(2, 1)))
+
+
+def shifted(array, by):
+    """The same array of vectors, its numbers `by` bytes past a multiple of eight."""
+    numbers = array.values
+    content = numbers.buffers()[1].to_pybytes()[: len(numbers) * numbers.type.bit_width // 8]
+    room = bytearray(len(content) + 16)
+    begin = -np.frombuffer(room, np.uint8).__array_interface__["data"][0] % 8 + by
+    room[begin : begin + len(content)] = content
+    buffer = pa.py_buffer(room)[begin : begin + len(content)]
+    moved = pa.Array.from_buffers(numbers.type, len(numbers), [None, buffer])
+    return pa.FixedSizeListArray.from_arrays(moved, type=array.type)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("by", [0, 1, 2, 3])
+def test_buffers_that_do_not_begin_at_an_element(dtype, by):
+    """As those of a mapped file may: one chunk is aligned, the other is not."""
+    vectors = np.arange(24).reshape(4, 6).astype(dtype)
+    whole = vectors_to_arrow(vectors)
+    table = pa.table({"x": pa.chunked_array([whole, shifted(whole, by)])})
+    places = places_in_table(table)
+    batch = RowGather(places, RecycledMemory(), in_parallel=True).rows(np.arange(8))
+    assert np.array_equal(batch["x"].numpy(), np.concatenate([vectors, vectors]))
+
+
+@pytest.mark.parametrize("other", [{"width": 4}, {"dtype": "float32"}, {"n": 3}], ids=str)
+def test_rows_of_other_vectors_are_no_batch(other):
+    """Otherwise the second table's vectors would be read past their ends."""
+    tables = layer_table(3, 2), layer_table(3, **{"n": 2, **other})
+    parts = [(places_in_table(table), np.arange(3)) for table in tables]
+    with pytest.raises(ActivationsError, match=r"differ in their columns.*build or download"):
+        BatchGather(in_parallel=True).batch(parts)
+
+
+@pytest.mark.parametrize("by", [-2, 1, 12, 10**6])
+def test_what_is_no_vector_is_not_copied(by):
+    """One address before, between elements of, at the end of, and far from the known memory."""
+    vectors = np.arange(12, dtype=np.float16).reshape(2, 6)
+    first = vectors.__array_interface__["data"][0]
+    addresses = np.array([[first], [first + 12 + by]]) if by > 0 else np.array([[first + by]])
+    places = VectorPlaces(addresses, (6,), vectors.dtype)
+    rows = RowPlaces({}, {"x": places}, vectors, spans_of([vectors]))
+    with pytest.raises(ActivationsError, match="do not lie where"):
+        RowGather(rows, RecycledMemory(), in_parallel=True)
+
+
+def test_an_empty_part_of_a_batch():
+    """A row group of no rows says nothing of how many targets there are."""
+    tables = layer_table(0, 2), layer_table(3, 2)
+    batch = BatchGather(in_parallel=True).batch(
+        [(places_in_table(table), np.arange(len(table))) for table in tables]
+    )
+    check(batch, taken(tables[1], [0, 1, 2]))
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int8", "int64"])
+def test_numbers_keep_their_sign(kind):
+    """A stranger's column of unsigned numbers is not read as if they had a sign."""
+    numbers = np.array([0, 100, np.iinfo(kind).max]).astype(kind)
+    places = places_in_table(pa.table({"n": pa.array(numbers)}))
+    assert np.array_equal(places.integers["n"], numbers)
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(numbers), 3)
+    places = places_in_table(pa.table({"pixels": lists}))
+    batch = RowGather(places, RecycledMemory(), in_parallel=True).rows(np.array([0]))
+    assert batch["pixels"].tolist() == [numbers.tolist()]

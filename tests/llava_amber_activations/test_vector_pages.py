@@ -1,5 +1,7 @@
 """Pages decoded here against pyarrow's own decoding, and what is left to pyarrow."""
 
+import tracemalloc
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -8,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from builder.shard_writer import open_shard
+from llava_amber_activations import ActivationsError
+from llava_amber_activations.page_headers import read_struct
 from llava_amber_activations.schema import all_layers_schema, vector_type, vectors_to_arrow
 from llava_amber_activations.source import ShardFile
 from llava_amber_activations.vector_pages import read_vectors
@@ -171,7 +175,7 @@ def test_damaged_pages(whole, data):
     """Any byte of a column changed: what pyarrow reads, or nothing, and never another error.
 
     Where pyarrow refuses a page's header, but not what it needs of it, the values are the right
-    ones.
+    ones. A claim that the row group has no room for is said at once.
     """
     content = bytearray(whole.read_bytes())
     column = pq.read_metadata(whole).row_group(0).column(8)
@@ -180,7 +184,11 @@ def test_damaged_pages(whole, data):
     path = whole.with_name("damaged")
     path.write_bytes(content)
     with ShardFile(str(path)) as shard:
-        found = read_vectors(shard, 0, ["x_00"])
+        try:
+            found = read_vectors(shard, 0, ["x_00"])
+        except ActivationsError as error:
+            assert f"row group 0 of {path} is damaged" in str(error)
+            return
         if found is None:
             return
         try:
@@ -195,3 +203,69 @@ def test_the_type_is_the_schemas(tmp_path):
     """The writer's type and the reader's are one."""
     write_shard(tmp_path / "shard", (2,), 8, "float32")
     assert pq.read_schema(tmp_path / "shard").field("x_00").type == vector_type(8, "float32")
+
+
+def varint(number):
+    """A number as Thrift's compact protocol writes it, least bits first."""
+    number, out = (number << 1) ^ (number >> 63), bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*out, number])
+
+
+def page_header(uncompressed, compressed, n_values):
+    """A data page's header without the encoding of repetition levels, which no reader looks at."""
+    page = b"\x15" + varint(n_values) + b"\x15" + varint(9) + b"\x15" + varint(3) + b"\x00"
+    sizes = b"\x15" + varint(uncompressed) + b"\x15" + varint(compressed)
+    return b"\x15" + varint(0) + sizes + b"\x2c" + page + b"\x00"
+
+
+def with_first_page(whole, path, content):
+    """Copy a shard with other bytes at the beginning of x_00; return where its column lies."""
+    column = pq.read_metadata(whole).row_group(0).column(8)
+    begin = column.data_page_offset
+    changed = bytearray(whole.read_bytes())
+    changed[begin : begin + len(content)] = content
+    path.write_bytes(changed)
+    return column
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x1c" * 150,
+        b"\x15" + b"\xff" * 149,
+        b"\x15" + b"\x80" * 11 + b"\x00",
+        b"\x14" + b"\xff" * 9,
+    ],
+    ids=["structs in structs", "a number without an end", "eleven bytes", "an i16 of nine bytes"],
+)
+def test_headers_that_are_none(whole, tmp_path, content):
+    """They are left to pyarrow, which refuses them; nothing else happens."""
+    with_first_page(whole, tmp_path / "shard", content)
+    with pytest.raises((ValueError, LookupError)):
+        read_struct(memoryview(content), 0)
+    with ShardFile(str(tmp_path / "shard")) as shard:
+        assert read_vectors(shard, 0, ["x_00"]) is None
+
+
+@pytest.mark.parametrize("claim", ["n_values", "uncompressed", "compressed"])
+def test_what_a_page_claims_is_bounded(whole, tmp_path, claim):
+    """2^27 values of a page that holds 96, or as many bytes, are not made room for."""
+    first = pq.read_metadata(whole).row_group(0).column(8).data_page_offset
+    header, begin = read_struct(memoryview(whole.read_bytes()), first)
+    claims = {"uncompressed": header[2], "compressed": header[3], "n_values": header[5][1]}
+    assert whole.read_bytes()[first:begin].startswith(b"\x15\x00\x15" + varint(header[2]))
+    claims[claim] = 2**27 - 1
+    with_first_page(whole, tmp_path / "shard", page_header(**claims))
+    with ShardFile(str(tmp_path / "shard")) as shard:
+        tracemalloc.start()
+        try:
+            with pytest.raises(
+                ActivationsError, match=r"row group 0 of .*shard is damaged \(a page"
+            ):
+                read_vectors(shard, 0, ["x_00"])
+            assert tracemalloc.get_traced_memory()[1] < 2**24
+        finally:
+            tracemalloc.stop()
