@@ -7,7 +7,6 @@ from safetensors import safe_open
 from builder.build import build
 from builder.export import export
 from builder.import_pt import import_pt
-from llava_amber_activations import ActivationsError
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -110,11 +109,3 @@ def test_part_of_a_model_is_known_as_a_part(small_dataset, tmp_path):
     manifest = import_pt(tmp_path / "pt", tmp_path / "dataset")
     assert manifest.recipe.n_layers == 4
     assert manifest.configs == ["default"]
-
-
-def test_targets_from_the_layer_itself_are_not_taken_for_those_after_it(small_dataset, tmp_path):
-    """An export with first_target=0 says so, and is not imported as if mlp_out_00 were of L1."""
-    export(small_dataset, tmp_path / "pt", layout="layers", first_target=0)
-    with pytest.raises(ActivationsError, match="first_target"):
-        import_pt(tmp_path / "pt", tmp_path / "dataset")
-    assert not (tmp_path / "dataset").exists()
