@@ -8,7 +8,8 @@ from pathlib import Path
 
 from builder.build import DEFAULT_SHARD_SIZE
 from builder.export_note import ExportNote, read_note
-from builder.layers_layout import LayersContents, scan_layers
+from builder.layers_layout import LayersContents
+from builder.layers_scan import scan_layers
 from builder.new_folder import check_figures, check_free, finish_folder, new_folder
 from builder.plan import parse_size
 from builder.pt_files import EXPORT_FILE
