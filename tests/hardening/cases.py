@@ -13,7 +13,6 @@ from typing import Any
 
 from mutations import Folder, Missing, Mutation, apply, draw
 
-
 _SEAL = "self_sha256"
 
 
