@@ -20,9 +20,10 @@ from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files import written_whole
 from llava_amber_activations.finite import finite_rows
 from llava_amber_activations.recipe import MOST_LAYERS
-from llava_amber_activations.safe_pt import dense_floats, load_pt
+from llava_amber_activations.safe_pt import floats_of, load_pt
 
 EXPORT_FILE = "export.json"
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 Load = Callable[[Path], Any]
 
@@ -94,7 +95,7 @@ def read_sample(path: Path, load: Load = load_pt) -> dict[int, torch.Tensor]:
             raise ActivationsError(
                 f"{path} names the layer {layer!r}: layers are integers from 0 to {MOST_LAYERS - 1}"
             )
-        checked = dense_floats(tensor, path, f"activations[{layer}]")
+        checked = _exact_floats(tensor, path, f"activations[{layer}]")
         if checked.ndim not in (1, 2):
             raise ActivationsError(
                 f"activations[{layer}] of {path} has the shape {list(checked.shape)}, "
@@ -104,8 +105,19 @@ def read_sample(path: Path, load: Load = load_pt) -> dict[int, torch.Tensor]:
     return dict(sorted(layers.items()))
 
 
+def _exact_floats(value: Any, path: Path, key: str) -> torch.Tensor:
+    """Return a tensor of a dtype that a dataset holds without a change of value."""
+    tensor = floats_of(value, path, key)
+    if tensor.dtype not in _FLOATS:
+        raise ActivationsError(
+            f"{key} of {path} is {tensor.dtype}: a dataset holds float16, bfloat16 or float32; "
+            "convert it first"
+        )
+    return tensor
+
+
 def _batch_tensor(value: Any, path: Path, key: str) -> torch.Tensor:
-    tensor = dense_floats(value, path, key)
+    tensor = _exact_floats(value, path, key)
     if tensor.ndim == 4 and tensor.shape[1] == 1:
         tensor = tensor.squeeze(1)
     if tensor.ndim != 3:

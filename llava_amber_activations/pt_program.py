@@ -58,13 +58,13 @@ def refusal(path: Path, reason: str, is_code: bool = False) -> ActivationsError:
     """Return the error that a file is refused with.
 
     Args:
-        reason: goes on after the file's name.
+        reason: goes on after the file's name, or after `it`.
         is_code: whether the file asks for something that is not a tensor's.
     """
     if is_code:
-        reason += (
-            ": it holds more than tensors and was not loaded, because loading it could run code of "
-            "whoever wrote it: save plain tensors, lists and dicts"
+        reason = (
+            "holds more than tensors and was not loaded, because loading it could run code of "
+            f"whoever wrote it (it {reason}): save plain tensors, lists and dicts"
         )
     return ActivationsError(f"{path} {reason}")
 

@@ -26,8 +26,6 @@ import torch
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.pt_program import MOST_BYTES, read_program, refusal
 
-FLOATS = (torch.float16, torch.bfloat16, torch.float32)
-
 _READ_BYTES = 1 << 20
 _ZIP_BEGINS, _PICKLE_BEGINS = b"PK", b"\x80"
 # Its last two fields: bytes of the name and of the extra field that follow it.
@@ -84,19 +82,16 @@ def is_whole_pt(path: Path) -> bool:
     return path.is_file() and zipfile.is_zipfile(path)
 
 
-def dense_floats(value: Any, path: Path, key: str) -> torch.Tensor:
-    """Return a value of a loaded file as a tensor of float16, bfloat16 or float32.
+def floats_of(value: Any, path: Path, key: str) -> torch.Tensor:
+    """Return a value of a loaded file as a tensor of floating-point numbers.
 
     Raises:
         ActivationsError: it is none, or it is empty; the message names `key` and `path`.
     """
     if not isinstance(value, torch.Tensor):
         raise ActivationsError(f"{path} has no tensor {key}: it is not a file of this layout")
-    if value.dtype not in FLOATS:
-        raise ActivationsError(
-            f"{key} of {path} is {value.dtype}: a dataset holds float16, bfloat16 or float32; "
-            "convert it first"
-        )
+    if not value.is_floating_point():
+        raise ActivationsError(f"{key} of {path} is {value.dtype}: it needs floating-point numbers")
     if not value.numel():
         raise ActivationsError(
             f"{key} of {path} is empty, of the shape {list(value.shape)}: there is no value in it"
