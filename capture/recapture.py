@@ -11,9 +11,10 @@ import torch
 from capture.chunk import join_chunk, run_batch
 from capture.model import load_model, torch_dtype
 from capture.pictures import FolderPictures
-from capture.precision import relative_error, tolerance
+from capture.precision import Tolerance, relative_errors, root_mean_square, tolerance
 from capture.preparation import plan_batches, prepared_batches
-from capture.provenance import make_recipe
+from capture.prompts import make_prompts
+from capture.provenance import local_weights_sha256, make_recipe
 from capture.queries import Query
 from capture.settings import CaptureSettings
 from capture.taps import Taps
@@ -39,7 +40,13 @@ _MAY_DIFFER = (
 
 @dataclass(frozen=True)
 class Recaptured:
-    """What was compared: the samples, and the largest relative error of any vector."""
+    """What was compared.
+
+    Attributes:
+        samples: that were captured again.
+        largest_error: relative, of any one of their vectors.
+        tolerance: what is allowed of such an error.
+    """
 
     samples: list[int]
     largest_error: float
@@ -85,6 +92,7 @@ def recapture(
         revision=revision or recipe.revision,
     )
     dtype = recipe.dtype or recipe.store_dtype
+    _check_weights(store, recipe.weights_sha256, model)
     loaded = load_model(model, dtype=dtype, device=device, revision=settings.revision)
     found = make_recipe(settings, loaded, dtype, recipe.n_samples, recipe.queries_sha256)
     same = {name: getattr(found, name) for name in _MAY_DIFFER}
@@ -99,7 +107,7 @@ def recapture(
         for record in chosen:
             query = Query(record.sample, record.id, record.image, record.query)
             prepared = prepared_batches(
-                plan_batches(0, [query], loaded.processor, 1),
+                plan_batches(0, [query], make_prompts([query], loaded, None), 1),
                 loaded.processor,
                 FolderPictures(image_dir),
                 for_generation=settings.response_tokens is not None,
@@ -115,7 +123,7 @@ def recapture(
             tensors, _ = join_chunk([query], [batch], loaded, torch_dtype(recipe.store_dtype))
             stored = _stored_rows(store, record.sample)
             largest = max(largest, _compare(tensors, stored, record.sample, allowed))
-    return Recaptured([record.sample for record in chosen], largest, allowed)
+    return Recaptured([record.sample for record in chosen], largest, allowed.worst)
 
 
 def _stored_rows(store: Path, sample: int) -> dict[str, torch.Tensor]:
@@ -131,20 +139,40 @@ def _stored_rows(store: Path, sample: int) -> dict[str, torch.Tensor]:
 
 
 def _compare(
-    found: dict[str, torch.Tensor], stored: dict[str, torch.Tensor], sample: int, allowed: float
+    found: dict[str, torch.Tensor], stored: dict[str, torch.Tensor], sample: int, allowed: Tolerance
 ) -> float:
     """Return the largest relative error of a sample's vectors."""
-    largest = 0.0
+    errors: dict[str, torch.Tensor] = {}
     for name, tensor in stored.items():
-        if name in ROW_TENSORS:
-            if not torch.equal(tensor, found[name]):
-                raise ActivationsError(f"{name} of sample {sample} is not the stored one")
-            continue
-        error = relative_error(found[name], tensor)
-        if error > allowed:
+        if name not in ROW_TENSORS:
+            errors[name] = relative_errors(found[name], tensor)
+        elif not torch.equal(tensor, found[name]):
+            raise ActivationsError(f"{name} of sample {sample} is not the stored one")
+    largest = {name: float(of_rows.max()) for name, of_rows in errors.items()}
+    for name, error in largest.items():
+        if error > allowed.worst:
             raise ActivationsError(
                 f"{name} of sample {sample} differs from the stored one by {error:.1e} of its "
-                f"norm, more than {allowed:.0e}: the store is not of this model"
+                f"norm, more than {allowed.worst:.0e}: the store is not of this model"
             )
-        largest = max(largest, error)
-    return largest
+    rms = root_mean_square(torch.cat(list(errors.values())))
+    if rms > allowed.rms:
+        raise ActivationsError(
+            f"the vectors of sample {sample} differ from the stored ones by {rms:.1e} of their "
+            f"norms on average, more than {allowed.rms:.0e}: the store is not of this model"
+        )
+    return max(largest.values())
+
+
+def _check_weights(store: Path, recorded: str | None, model: str) -> None:
+    """Check a local model's weights before it is loaded, where the recipe has their checksum.
+
+    Raises:
+        ActivationsError: they are others.
+    """
+    found = local_weights_sha256(model) if recorded else None
+    if found is not None and found != recorded:
+        raise ActivationsError(
+            f"{model} cannot recapture {store}: its recipe differs in weights_sha256 ({recorded}, "
+            f"not {found}), which is of the weights and the configs in the model's folder"
+        )

@@ -1,13 +1,23 @@
 """verify --recapture: the same model agrees, another one or another picture is found out."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from capture.recapture import recapture
 from capture.tiny_model import make_tiny_llava
 from llava_amber_activations import ActivationsError
+from llava_amber_activations.store import (
+    Chunk,
+    chunk_path,
+    read_recipe,
+    vector_names,
+    write_chunk,
+    write_recipe,
+)
 
 CPU = torch.device("cpu")
 
@@ -32,17 +42,25 @@ def test_on_the_command_line(cli, last_store, tiny_llava, image_dir, all_dataset
     assert result.returncode == 1 and "is not a capture store" in result.stderr
 
 
+def without_weights(store, copy):
+    """Copy a store whose recipe does not know the weights, as that of a model of the Hub."""
+    shutil.copytree(store, copy)
+    write_recipe(copy, replace(read_recipe(copy), weights_sha256=None))
+    return copy
+
+
 def test_another_model_is_found_out(last_store, image_dir, tmp_path):
+    """By its weights before it is loaded, by the values where the recipe has no checksum."""
     other = make_tiny_llava(tmp_path / "other", seed=1)
+    options = {"image_dir": image_dir, "n_samples": 1, "seed": 0, "device": CPU}
+    with pytest.raises(ActivationsError, match=r"other cannot recapture .* weights_sha256"):
+        recapture(last_store, model=str(other), **options)
+    store = without_weights(last_store, tmp_path / "store")
     with pytest.raises(ActivationsError, match="differs from the stored one"):
-        recapture(
-            last_store, model=str(other), image_dir=image_dir, n_samples=1, seed=0, device=CPU
-        )
+        recapture(store, model=str(other), **options)
     narrow = make_tiny_llava(tmp_path / "narrow", hidden_size=32)
     with pytest.raises(ActivationsError, match=r"hidden_size \(64, not 32\)"):
-        recapture(
-            last_store, model=str(narrow), image_dir=image_dir, n_samples=1, seed=0, device=CPU
-        )
+        recapture(store, model=str(narrow), **options)
 
 
 def test_another_picture_is_found_out(last_store, tiny_llava, image_dir, tmp_path):
@@ -54,3 +72,46 @@ def test_another_picture_is_found_out(last_store, tiny_llava, image_dir, tmp_pat
         recapture(
             last_store, model=str(tiny_llava), image_dir=images, n_samples=7, seed=0, device=CPU
         )
+
+
+def rewrite_vector(store, name, change):
+    """Change one vector of the first sample in a store, its checksum with it."""
+    path = chunk_path(store, 0)
+    records = Chunk(path).records
+    tensors = load_file(path)
+    change(tensors[name][0])
+    write_chunk(path, tensors, records)
+
+
+def test_a_stored_nan_is_found_out(last_store, tiny_llava, image_dir, tmp_path):
+    """One value of one vector, of which no comparison is true."""
+    store = tmp_path / "store"
+    shutil.copytree(last_store, store)
+    rewrite_vector(store, "mlp_out_09", lambda vector: vector[3:4].fill_(float("nan")))
+    with pytest.raises(ActivationsError, match=r"mlp_out_09 of sample 0 differs.*by inf"):
+        recapture(
+            store, model=str(tiny_llava), image_dir=image_dir, n_samples=8, seed=0, device=CPU
+        )
+
+
+def test_a_small_error_of_every_vector_is_found_out(last_store, tiny_llava, image_dir, tmp_path):
+    """Each within what a single vector may differ by, all of them together not."""
+    store = tmp_path / "store"
+    shutil.copytree(last_store, store)
+    for name in vector_names(32):
+        rewrite_vector(store, name, lambda vector: vector.mul_(1.005))
+    with pytest.raises(ActivationsError, match=r"vectors of sample 0 differ.*on average"):
+        recapture(
+            store, model=str(tiny_llava), image_dir=image_dir, n_samples=8, seed=0, device=CPU
+        )
+
+
+def test_another_batch_size_is_no_other_recipe(make_store, tiny_llava, image_dir, tmp_path):
+    """What decides the last bits alone is compared within the tolerance."""
+    store = make_store(tmp_path / "store", batch_size=None)
+    recipe = replace(read_recipe(store), device="another", reuse_prefix=True, compile=True)
+    write_recipe(store, recipe)
+    found = recapture(
+        store, model=str(tiny_llava), image_dir=image_dir, n_samples=2, seed=0, device=CPU
+    )
+    assert found.largest_error < 1e-5
