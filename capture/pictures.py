@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import io
+import struct
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Protocol
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from capture.decoding import UnusablePictureError, decode_picture
 from capture.queries import Query
 from llava_amber_activations.errors import ActivationsError
+
+# What Pillow raises of a damaged file: which one, depends on the format and on the wrong byte.
+PICTURE_ERRORS = (
+    *(OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, OverflowError, EOFError),
+    *(struct.error, zlib.error, MemoryError, Image.DecompressionBombError),
+)
 
 
 class PictureSource(Protocol):
@@ -61,8 +69,8 @@ def read_picture(source: PictureSource, query: Query) -> Picture:
     """
     try:
         content = source.content(query)
-        image = Image.open(io.BytesIO(content)).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        image = decode_picture(content)
+    except PICTURE_ERRORS as error:
         raise unreadable_image(source.name(query), query, error) from None
     return Picture(image, hashlib.sha256(content).hexdigest())
 
@@ -74,8 +82,13 @@ def image_path(image_dir: Path, query: Query) -> Path:
     but a link that the user has put into the folder may point wherever they like.
 
     Raises:
-        ActivationsError: the name is absolute, or climbs out of the folder.
+        ActivationsError: the name is absolute, climbs out of the folder, or is none.
     """
+    if "\0" in query.image:
+        raise ActivationsError(
+            f"the image {query.image!r} of sample {query.sample} has a NUL character in its name, "
+            "which no file can have"
+        )
     for flavour in (PurePosixPath(query.image), PureWindowsPath(query.image)):
         if flavour.is_absolute() or flavour.drive or ".." in flavour.parts or not flavour.parts:
             raise ActivationsError(
@@ -101,15 +114,26 @@ def check_images(queries: Sequence[Query], image_dir: Path) -> None:
         try:
             with Image.open(path):
                 checked.add(query.image)
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        except PICTURE_ERRORS as error:
             raise unreadable_image(str(path), query, error) from None
 
 
 def unreadable_image(name: str, query: Query, error: Exception) -> ActivationsError:
-    """Say that a picture is missing or cannot be read, and what to do."""
-    missing = isinstance(error, FileNotFoundError)
-    reason = "is missing" if missing else "cannot be read as a picture"
+    """Say that a picture is missing or cannot be used, and what to do."""
+    shown = name if name.isprintable() else repr(name)
     return ActivationsError(
-        f"the image {name} of sample {query.sample} {reason}: "
-        "put it there, or leave the sample out with --on-error skip"
+        f"the image {shown} of sample {query.sample} {_reason(error)}, or leave the sample out "
+        "with --on-error skip"
     )
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnusablePictureError):
+        return str(error)
+    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        return "is missing: put it there"
+    if isinstance(error, IsADirectoryError):
+        return "is a folder: put the picture there"
+    if isinstance(error, PermissionError):
+        return "may not be read by this user: let it be read"
+    return "cannot be read as a picture: put it there"
