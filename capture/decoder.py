@@ -101,6 +101,19 @@ def first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
     return value
 
 
+def output_tensor(output: Any) -> torch.Tensor:
+    """Return the states that a module returned, [batch, T, H], alone or first in a tuple.
+
+    Mixtures of experts return what their router decided beside them.
+    """
+    value = output[0] if isinstance(output, tuple) and output else output
+    if not isinstance(value, torch.Tensor):
+        raise ActivationsError(
+            f"a decoder layer's module returned {type(value).__name__}, not hidden states"
+        )
+    return value
+
+
 @torch.inference_mode()
 def check_sites(model: nn.Module, decoder: Decoder, input_ids: torch.Tensor) -> None:
     """Check on one short text that each layer adds what its `mlp` returns to what enters its norm.
@@ -113,7 +126,8 @@ def check_sites(model: nn.Module, decoder: Decoder, input_ids: torch.Tensor) -> 
         input_ids: int64 [1, T], text tokens only.
 
     Raises:
-        ActivationsError: a layer does not do that, or a site was not reached.
+        ActivationsError: a layer does not do that, is of another width than the config says, or a
+            site was not reached.
     """
     seen: dict[tuple[int, str], torch.Tensor] = {}
     handles = []
@@ -132,19 +146,31 @@ def check_sites(model: nn.Module, decoder: Decoder, input_ids: torch.Tensor) -> 
                 key: tuple[int, str] = (number, name),
             ) -> None:
                 seen[key] = first_tensor(args, kwargs)
-                result = output[0] if isinstance(output, tuple) else output
-                seen[key[0], f"{key[1]}_out"] = result
+                seen[key[0], f"{key[1]}_out"] = output_tensor(output)
 
             handles.append(module.register_forward_hook(keep, with_kwargs=True))
     try:
         model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), use_cache=False)
         for number in range(len(decoder.layers)):
+            _check_width(number, decoder, seen)
             _check_layer(number, seen)
     except KeyError as error:
         raise ActivationsError(f"the site {error} is not reached when the model runs") from None
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _check_width(number: int, decoder: Decoder, seen: dict[tuple[int, str], torch.Tensor]) -> None:
+    for site in ("layer", "resid_mid", "mlp_in", "mlp_in_out"):
+        width = seen[number, site].shape[-1]
+        if width != decoder.hidden_size:
+            what = "returns" if site == "mlp_in_out" else "receives"
+            module = {"layer": "", "resid_mid": f"'s {_MLP_NORM}"}.get(site, f"'s {_MLP}")
+            raise ActivationsError(
+                f"decoder layer {number}{module} {what} vectors of width {width}, and the config "
+                f"says {decoder.hidden_size}: layers of several widths cannot be captured together"
+            )
 
 
 def _check_layer(number: int, seen: dict[tuple[int, str], torch.Tensor]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from capture.decoder import Decoder, first_tensor
+from capture.decoder import Decoder, first_tensor, output_tensor
 
 
 class Taps:
@@ -88,7 +88,7 @@ class Taps:
         return hook
 
     def _output_hook(self, slot: int) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
-            self._gather(slot, output)
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            self._gather(slot, output_tensor(output))
 
         return hook

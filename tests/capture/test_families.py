@@ -2,19 +2,25 @@
 
 import pytest
 import torch
+from torch import nn
 from transformers import (
     CLIPVisionConfig,
+    GptOssConfig,
     Idefics3Config,
     Idefics3ForConditionalGeneration,
     LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
+    MixtralConfig,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
 )
 
 from capture.decoder import check_sites, find_decoder
 from capture.taps import Taps
+from llava_amber_activations import ActivationsError
 
 N_LAYERS, WIDTH = 3, 32
 TEXT = {
@@ -80,7 +86,26 @@ def idefics3():
     return Idefics3ForConditionalGeneration(config)
 
 
-@pytest.mark.parametrize("make", [llava_next, qwen2_vl, idefics3])
+def llava_of(text_config):
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**VISION), text_config=text_config, image_token_index=60
+    )
+    return LlavaForConditionalGeneration(config)
+
+
+def mixtral():
+    """Experts, whose block returns one tensor."""
+    return llava_of(MixtralConfig(**TEXT, num_local_experts=4, num_experts_per_tok=2))
+
+
+def gpt_oss():
+    """Experts, whose block returns its states and its router's scores."""
+    return llava_of(
+        GptOssConfig(**TEXT, num_local_experts=4, num_experts_per_tok=2, head_dim=8),
+    )
+
+
+@pytest.mark.parametrize("make", [llava_next, qwen2_vl, idefics3, mixtral, gpt_oss])
 def test_decoder_and_sites(make):
     """The language model's layers, with sites whose values add up as the layer's do."""
     torch.manual_seed(0)
@@ -106,3 +131,36 @@ def test_decoder_and_sites(make):
     for layer in range(N_LAYERS):
         added = gathered[layer] + gathered[N_LAYERS + layer]
         assert torch.allclose(added, outputs[layer].reshape(4, WIDTH), atol=1e-5)
+
+
+class Doubling(nn.Module):
+    """A norm that hands the stream on twice, side by side."""
+
+    def forward(self, states):
+        return torch.cat([states, states], dim=-1)
+
+
+def test_layers_of_several_widths_are_refused():
+    """Their proof holds, and their MLP's input fits no buffer of the stream's width."""
+    model = llava_of(LlamaConfig(**TEXT)).eval()
+    layer = find_decoder(model.base_model).layers[1]
+    layer.post_attention_layernorm = Doubling()
+    layer.mlp = nn.Linear(2 * WIDTH, WIDTH)
+    with pytest.raises(ActivationsError, match=r"decoder layer 1's .* width 64, .* says 32"):
+        check_sites(model.base_model, find_decoder(model.base_model), torch.tensor([[5, 6, 7, 8]]))
+
+
+class Ragged(nn.Module):
+    """An MLP whose states are not the first that it returns."""
+
+    def forward(self, states):
+        return None, states
+
+
+def test_an_mlp_without_states_is_refused():
+    model = llava_of(LlamaConfig(**TEXT)).eval()
+    layer = find_decoder(model.base_model).layers[1]
+    layer.mlp = Ragged()
+    layer.register_forward_hook(lambda module, args, output: output)
+    with pytest.raises(ActivationsError, match="returned NoneType, not hidden states"):
+        check_sites(model.base_model, find_decoder(model.base_model), torch.tensor([[5, 6, 7, 8]]))
