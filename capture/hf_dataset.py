@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from capture.checksums import files_sha256
-from capture.queries import Query
+from capture.queries import Query, checked_id
 from llava_amber_activations.errors import ActivationsError
 
 PREFIX = "hf:"
@@ -95,22 +96,50 @@ def read_dataset(
             )
     if not isinstance(rows.features[image_column], datasets.Image):
         raise ActivationsError(f"the column {image_column!r} of {name} does not hold pictures")
+    if _dtype(rows, query_column) not in ("string", "large_string"):
+        raise ActivationsError(
+            f"the column {query_column!r} of {name} does not hold texts: choose one with "
+            "--query-column"
+        )
     n_rows = len(rows) if max_samples is None else min(max_samples, len(rows))
     if n_rows == 0:
         raise ActivationsError(f"the dataset {name} is empty: there is nothing to capture")
-    texts = rows.select_columns([query_column])[:n_rows][query_column]
-    ids = range(n_rows)
-    if "id" in rows.column_names and rows.features["id"].dtype.startswith(("int", "uint")):
-        ids = rows.select_columns(["id"])[:n_rows]["id"]
+    where = f"{name} ({split})"
+    texts = _column(rows, query_column, n_rows)
+    ids: Sequence[Any] = range(n_rows)
+    if "id" in rows.column_names and _dtype(rows, "id").startswith(("int", "uint")):
+        ids = _column(rows, "id", n_rows)
     # It goes into the data: the path of a local folder is nobody else's business.
     shown = name if commit else Path(name).resolve().name
     queries = [
-        Query(sample, int(id_), f"{shown}/{split}/{sample}", str(text))
+        Query(
+            sample,
+            checked_id(_present(id_, "id", sample, where), f"row {sample} of {where}"),
+            f"{shown}/{split}/{sample}",
+            _present(text, query_column, sample, where),
+        )
         for sample, (id_, text) in enumerate(zip(ids, texts, strict=True))
     ]
     digest = hashlib.sha256(json.dumps([[q.id, q.query] for q in queries]).encode()).hexdigest()
     files = None if commit else _files_sha256(Path(name), builder)
     return queries, digest, DatasetPictures(name, split, image_column, commit, files)
+
+
+def _dtype(rows: Any, column: str) -> str:
+    return str(getattr(rows.features[column], "dtype", None))
+
+
+def _column(rows: Any, column: str, n_rows: int) -> Sequence[Any]:
+    values: Sequence[Any] = rows.select_columns([column])[:n_rows][column]
+    return values
+
+
+def _present(value: Any, column: str, sample: int, where: str) -> Any:
+    if value is None:
+        raise ActivationsError(
+            f"the column {column!r} of row {sample} of {where} is empty: every row needs its own"
+        )
+    return value
 
 
 def _files_sha256(folder: Path, builder: Any) -> str:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llava_amber_activations.errors import ActivationsError
-
-_INT32_MAX = 2**31 - 1
+from llava_amber_activations.typed_json import parse_json
 
 
 @dataclass(frozen=True)
@@ -41,13 +40,13 @@ def read_queries(path: Path, max_samples: int | None = None) -> tuple[list[Query
     Raises:
         ActivationsError: the file is missing, not JSON, not a list, empty, or an entry lacks a key.
     """
+    named = f"the query file {path}"
     try:
         content = path.read_bytes()
-        entries = _json_lines(content) if path.suffix == ".jsonl" else json.loads(content)
     except OSError as error:
-        raise ActivationsError(f"cannot read the query file {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise ActivationsError(f"the query file {path} is not JSON: {error}") from None
+        raise ActivationsError(f"cannot read {named}: {error.strerror}") from None
+    parse = _json_lines if path.suffix == ".jsonl" else parse_json
+    entries = parse(content, named)
     if not isinstance(entries, list):
         kind = type(entries).__name__
         raise ActivationsError(f"the query file {path} holds a JSON {kind}, not a list of queries")
@@ -57,8 +56,9 @@ def read_queries(path: Path, max_samples: int | None = None) -> tuple[list[Query
     return queries, hashlib.sha256(content).hexdigest()
 
 
-def _json_lines(content: bytes) -> list[Any]:
-    return [json.loads(line) for line in content.splitlines() if line.strip()]
+def _json_lines(content: bytes, named: str) -> list[Any]:
+    lines = enumerate(content.splitlines(), start=1)
+    return [parse_json(line, f"line {number} of {named}") for number, line in lines if line.strip()]
 
 
 def _query(sample: int, entry: Any, path: Path) -> Query:
@@ -69,7 +69,20 @@ def _query(sample: int, entry: Any, path: Path) -> Query:
         if key not in entry:
             raise ActivationsError(f"{where} lacks the key '{key}'")
         if not isinstance(entry[key], kind) or isinstance(entry[key], bool):
-            raise ActivationsError(f"'{key}' of {where} is {entry[key]!r}, not {kind.__name__}")
-    if not -_INT32_MAX <= entry["id"] <= _INT32_MAX:
-        raise ActivationsError(f"'id' of {where} is {entry['id']}, which is no 32-bit integer")
-    return Query(sample, entry["id"], entry["image"], entry["query"])
+            found = reprlib.repr(entry[key])
+            raise ActivationsError(f"'{key}' of {where} is {found}, not {kind.__name__}")
+    return Query(sample, checked_id(entry["id"], where), entry["image"], entry["query"])
+
+
+def checked_id(value: int, where: str) -> int:
+    """Return an id that the store's format can hold.
+
+    Raises:
+        ActivationsError: it is no 32-bit integer; the message names `where`.
+    """
+    if not -(2**31) <= value < 2**31:
+        raise ActivationsError(
+            f"'id' of {where} is {reprlib.repr(value)}, which is no 32-bit integer: number the "
+            "queries anew"
+        )
+    return value

@@ -1,9 +1,14 @@
 """Queries and pictures out of a dataset: the store of the same query file and folder."""
 
+import hashlib
 import json
+import shutil
 
 import datasets
+import pyarrow.parquet as pq
 import pytest
+from huggingface_hub import HfApi
+from loopback_hub import DEFAULT_TOKEN
 from safetensors.torch import load_file
 
 from llava_amber_activations import ActivationsError
@@ -51,6 +56,9 @@ def test_the_same_vectors_as_from_files(make_store, last_store, hf_folder, tmp_p
         assert line["image"].endswith(f"vqa/validation/{line['sample']}")
     recipe = json.loads((store / "capture.json").read_text())
     assert recipe["benchmark"] == f"hf:{hf_folder}"
+    (path,) = (hf_folder / "data").iterdir()
+    line = f"data/{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n"
+    assert recipe["dataset_revision"] == hashlib.sha256(line.encode()).hexdigest()
 
 
 def test_what_is_missing_is_said(make_store, hf_folder, query_file, tmp_path):
@@ -64,3 +72,71 @@ def test_what_is_missing_is_said(make_store, hf_folder, query_file, tmp_path):
     refused("does not hold pictures", dataset=f"hf:{hf_folder}", **columns)
     refused("cannot open the dataset", dataset=f"hf:{tmp_path / 'absent'}")
     refused("needs --image-dir", dataset=query_file)
+
+
+def save_rows(folder, hf_folder, **columns):
+    """Save a dataset of the first three pictures and other columns."""
+    (path,) = (hf_folder / "data").iterdir()
+    rows = datasets.Dataset.from_parquet(str(path)).select(range(3)).select_columns(["picture"])
+    for name, values in columns.items():
+        rows = rows.add_column(name, values)
+    folder.mkdir()
+    rows.to_parquet(str(folder / "train.parquet"))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"question": ["a", None, "c"]}, r"'question' of row 1 of .* is empty"),
+        ({"question": [1, 2, 3]}, r"'question' of .* does not hold texts.*--query-column"),
+        ({"question": [["a"], ["b"], ["c"]]}, r"does not hold texts"),
+        ({"question": ["a", "b", "c"], "id": [1, 2**31, 3]}, r"'id' of row 1 .* no 32-bit integer"),
+        ({"question": ["a", "b", "c"], "id": [1, 2, None]}, r"'id' of row 2 of .* is empty"),
+    ],
+)
+def test_odd_columns(make_store, hf_folder, tmp_path, columns, said):
+    """One sentence that names column and row; before, None was asked as 'None'."""
+    folder = save_rows(tmp_path / "rows", hf_folder, **columns)
+    with pytest.raises(ActivationsError, match=said):
+        make_store(
+            tmp_path / "store",
+            **{"dataset": f"hf:{folder}", "image_dir": None, "image_column": "picture"},
+            query_column="question",
+        )
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_changed_folder_is_refused(make_store, hf_folder, tmp_path):
+    """The pictures count, not the queries alone."""
+    folder = tmp_path / "vqa"
+    shutil.copytree(hf_folder, folder)
+    options = {"dataset": f"hf:{folder}", "image_dir": None}
+    options |= {"image_column": "picture", "query_column": "question"}
+    store = make_store(tmp_path / "store", **options)
+    (path,) = (folder / "data").iterdir()
+    table = pq.read_table(path)
+    turned = table["picture"].take([7, 0, 1, 2, 3, 4, 5, 6])
+    pq.write_table(table.set_column(table.column_names.index("picture"), "picture", turned), path)
+    with pytest.raises(ActivationsError, match="dataset_revision"):
+        make_store(store, **options)
+
+
+def test_the_commit_of_a_dataset_of_the_hub(hub, make_store, hf_folder, tmp_path):
+    """What was captured is what the recipe names, also when the branch has moved on."""
+    api = HfApi(token=DEFAULT_TOKEN)
+    api.create_repo("someone/vqa", repo_type="dataset")
+    first = api.upload_folder(repo_id="someone/vqa", repo_type="dataset", folder_path=hf_folder)
+    options = {"dataset": "hf:someone/vqa", "image_dir": None}
+    options |= {"image_column": "picture", "query_column": "question"}
+    store = make_store(tmp_path / "store", **options)
+    recipe = json.loads((store / "capture.json").read_text())
+    assert recipe["dataset_revision"] == first.oid
+    api.upload_file(
+        path_or_fileobj=b"# Another card",
+        path_in_repo="README.md",
+        repo_id="someone/vqa",
+        repo_type="dataset",
+    )
+    with pytest.raises(ActivationsError, match=rf"dataset_revision \('{first.oid}', not"):
+        make_store(store, **options)
