@@ -23,9 +23,21 @@ def render_prompt(processor: Any, query: str) -> str:
 
 def token_ids(processor: Any, query: str) -> list[int]:
     """Return a query's prompt as tokens, its picture still the one token that stands for it."""
-    prompt = render_prompt(processor, query)
-    special = _adds_special_tokens(processor, prompt)
-    ids: list[int] = processor.tokenizer(prompt, add_special_tokens=special)["input_ids"]
+    return all_token_ids(processor, [query])[query]
+
+
+def all_token_ids(processor: Any, queries: Sequence[str]) -> dict[str, list[int]]:
+    """Return each query's prompt as tokens, as `token_ids` does, many at a time."""
+    prompts = {query: render_prompt(processor, query) for query in queries}
+    ids: dict[str, list[int]] = {}
+    for special in (True, False):
+        same = [
+            q for q, text in prompts.items() if _adds_special_tokens(processor, text) is special
+        ]
+        if same:
+            texts = [prompts[query] for query in same]
+            found = processor.tokenizer(texts, add_special_tokens=special)["input_ids"]
+            ids |= zip(same, found, strict=True)
     return ids
 
 

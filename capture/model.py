@@ -18,6 +18,9 @@ _TORCH_DTYPES = {
     "float32": torch.float32,
 }
 
+# A tokenizer without a limit says 10³⁰.
+_NO_LIMIT = 10**9
+
 
 @dataclass(frozen=True)
 class CaptureModel:
@@ -54,6 +57,15 @@ class CaptureModel:
         """Token that fills the shorter prompts of a batch, as the processor pads them."""
         pad: int = self.processor.tokenizer.pad_token_id
         return pad
+
+    @property
+    def context(self) -> int | None:
+        """Most tokens that the language model was made for; None where nothing says so."""
+        limit: int | None = getattr(
+            self.whole.config.get_text_config(), "max_position_embeddings", None
+        )
+        limit = limit or self.processor.tokenizer.model_max_length
+        return limit if limit is not None and limit < _NO_LIMIT else None
 
     @property
     def image_processor(self) -> str:

@@ -15,6 +15,7 @@ from capture.chunk import CapturedBatch, join_chunk, join_features, run_batch
 from capture.model import CaptureModel
 from capture.pictures import PictureSource
 from capture.preparation import plan_batches, prepared_batches
+from capture.prompts import Prompts, most_prompt_tokens
 from capture.queries import Query
 from capture.settings import CaptureSettings
 from capture.taps import Taps
@@ -32,6 +33,7 @@ def make_chunks(
     store: Path,
     todo: Mapping[int, Sequence[Query]],
     source: PictureSource,
+    prompts: Prompts,
     model: CaptureModel,
     settings: CaptureSettings,
     encoders: Mapping[int, Encoder],
@@ -48,6 +50,7 @@ def make_chunks(
     Args:
         todo: the queries of each chunk to make.
         source: of their pictures.
+        prompts: of their queries.
         encoders: of each layer whose features are wanted.
         dtype: of the store's vectors.
         on_samples: called with the number of samples done, or less than none for a chunk that is
@@ -69,7 +72,7 @@ def make_chunks(
             counted = 0
             try:
                 for number, batches in _captured(
-                    remaining, source, model, taps, settings, encoders, size, share
+                    remaining, source, prompts, model, taps, settings, encoders, size, share
                 ):
                     held: list[CapturedBatch] = []
                     for batch in batches:
@@ -96,6 +99,7 @@ def make_chunks(
 def _captured(
     todo: Mapping[int, Sequence[Query]],
     source: PictureSource,
+    prompts: Prompts,
     model: CaptureModel,
     taps: Taps,
     settings: CaptureSettings,
@@ -107,7 +111,7 @@ def _captured(
     plans = [
         plan
         for number, queries in todo.items()
-        for plan in plan_batches(number, queries, model.processor, batch_size, share_prefixes_of)
+        for plan in plan_batches(number, queries, prompts, batch_size, share_prefixes_of)
     ]
     prepared = prepared_batches(
         plans,
@@ -116,6 +120,7 @@ def _captured(
         for_generation=settings.response_tokens is not None,
         num_workers=_num_workers(settings, model.device),
         image_token_id=model.image_token_id,
+        most_tokens=most_prompt_tokens(model, settings.response_tokens),
     )
     for number, batches in groupby(prepared, key=lambda batch: batch.plan.chunk):
         yield number, (run_batch(batch, model, taps, settings, encoders) for batch in batches)

@@ -16,6 +16,7 @@ from capture.decoder import compile_layers
 from capture.model import CaptureModel, default_dtype, load_model, torch_dtype
 from capture.pipeline import make_chunks
 from capture.prefix import prefix_problem
+from capture.prompts import make_prompts, most_prompt_tokens
 from capture.provenance import local_weights_sha256, make_recipe
 from capture.queries import Query
 from capture.settings import CaptureSettings
@@ -94,6 +95,9 @@ def _capture(
             revision=settings.revision,
             device_map=settings.device_map,
         )
+    prompts = make_prompts(queries, model, most_prompt_tokens(model, settings.response_tokens))
+    if prompts.unusable and settings.on_error == "stop":
+        raise ActivationsError(next(iter(prompts.unusable.values())))
     if settings.compile:
         compile_layers(model.decoder)
     shares_prefixes = _shares_prefixes(settings, model, dtype, queries, say=rank == 0)
@@ -124,7 +128,17 @@ def _capture(
     ) as progress:
         kept = torch_dtype(recipe.store_dtype)
         make_chunks(
-            *(store, todo, benchmark.pictures, model, settings, encoders, kept, progress.update),
+            *(
+                store,
+                todo,
+                benchmark.pictures,
+                prompts,
+                model,
+                settings,
+                encoders,
+                kept,
+                progress.update,
+            ),
             share_prefixes=shares_prefixes,
         )
     complete = not missing_chunks(store, recipe)

@@ -35,6 +35,7 @@ from capture.inputs import make_inputs
 from capture.model import CaptureModel, load_model
 from capture.pictures import FolderPictures, read_picture
 from capture.pipeline import make_chunks
+from capture.prompts import make_prompts
 from capture.provenance import make_recipe
 from capture.queries import read_queries
 from capture.run import adopt_recipe, finish_store
@@ -166,6 +167,7 @@ def ours(
             out,
             todo,
             FolderPictures(images),
+            make_prompts(queries, model, None),
             model,
             settings,
             {},

@@ -10,6 +10,7 @@ from torch._dynamo.utils import counters
 from capture import pipeline
 from capture.model import CaptureModel, load_model
 from capture.preparation import plan_batches
+from capture.prompts import make_prompts
 from capture.queries import read_queries
 from llava_amber_activations import ActivationsError
 
@@ -68,7 +69,7 @@ def test_batches_are_of_similar_length(tiny_llava, query_file):
     """Within a chunk, the longest prompts share a batch; every sample is in one batch."""
     queries, _ = read_queries(query_file)
     model = load_model(str(tiny_llava), dtype="float32", device=torch.device("cpu"))
-    plans = plan_batches(0, queries, model.processor, 3)
+    plans = plan_batches(0, queries, make_prompts(queries, model, None), 3)
     lengths = [[len(query.query) for query in plan.queries] for plan in plans]
     assert [len(batch) for batch in lengths] == [3, 3, 2]
     flat = [length for batch in lengths for length in batch]

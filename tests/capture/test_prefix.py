@@ -19,9 +19,11 @@ from transformers import (
 from transformers.utils import generic
 
 from capture import prefix
+from capture.inputs import all_token_ids
 from capture.model import load_model
 from capture.prefix import prefix_problem
 from capture.preparation import plan_batches
+from capture.prompts import Prompts
 from capture.queries import read_queries
 from capture.run import capture
 from capture.settings import CaptureSettings
@@ -193,11 +195,12 @@ def test_batches_of_groups(tiny_llava, shared_queries):
     """Whole groups share a batch while they fit; one too large for any is cut."""
     queries, _ = read_queries(shared_queries)
     processor = AutoProcessor.from_pretrained(tiny_llava)
+    prompts = Prompts(all_token_ids(processor, [query.query for query in queries]))
 
     def plans(size):
         return [
             ([query.sample for query in plan.queries], plan.shared)
-            for plan in plan_batches(0, queries, processor, size, 4)
+            for plan in plan_batches(0, queries, prompts, size, 4)
         ]
 
     assert plans(8) == [([0, 1, 3, 6, 2, 5, 7], True), ([4], False)]
@@ -237,6 +240,21 @@ def test_a_decoder_that_looks_ahead(tiny_llava, monkeypatch):
 
     monkeypatch.setattr(decoder, "forward", seeing_everything)
     assert "differs by" in prefix_problem(model, "float32")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_no_numbers(tiny_llava, monkeypatch, value):
+    """One NaN, of which no comparison is true, does not pass the trial."""
+    model = load_model(str(tiny_llava), dtype="float32", device=torch.device("cpu"))
+    original = prefix.run_prefixed
+
+    def spoiled(*args):
+        found, rows = original(*args)
+        found[17, 3, 5] = value
+        return found, rows
+
+    monkeypatch.setattr(prefix, "run_prefixed", spoiled)
+    assert "differs by inf" in prefix_problem(model, "float32")
 
 
 def test_a_decoder_without_a_cache(tiny_llava, monkeypatch):
