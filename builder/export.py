@@ -8,16 +8,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from builder.pt_files import EXPORT_FILE, sample_path, save_pt, x_path, y_path
+from builder.export_note import ExportNote, adopt, check_free, vectors_sha256
+from builder.pt_files import sample_path, save_pt, x_path, y_path
 from builder.sample_blocks import feature_samples, x_samples
 from llava_amber_activations.errors import ActivationsError
-from llava_amber_activations.files import write_json
 from llava_amber_activations.folder import ALL_LAYERS, CLT_FEATURES, DEFAULT_CONFIG
 from llava_amber_activations.layer_rows import (
     LayerView,
@@ -27,12 +27,12 @@ from llava_amber_activations.layer_rows import (
     split_tables,
 )
 from llava_amber_activations.layers import LayerWindow, parse_layers, split_name
-from llava_amber_activations.leftovers import export_lock_path, is_empty_or_missing, sweep
+from llava_amber_activations.leftovers import export_lock_path, sweep
 from llava_amber_activations.locks import held
 from llava_amber_activations.memory import RecycledMemory
+from llava_amber_activations.safe_pt import is_whole_pt
 from llava_amber_activations.schema import SAMPLE, Vectors
 from llava_amber_activations.source import Source, open_source
-from llava_amber_activations.typed_json import parse_json_object
 
 Layout = Literal["layers", "samples"]
 DEFAULT_BATCH_SIZE = 64
@@ -62,6 +62,10 @@ def export(
 ) -> ExportResult:
     """Export a dataset to `.pt` files; run again after an interruption, it writes what is missing.
 
+    Files that are there are kept where they end as whole files do: each is written aside and
+    renamed. They are not compared with the data, but the dataset must be in the state that the
+    export was begun with.
+
     Args:
         source: a dataset folder, or a dataset's id on the Hub.
         layout: `layers` writes `x` and targets, `samples` writes `clt_features` where the dataset
@@ -77,26 +81,29 @@ def export(
             into `out`.
     """
     opened = open_source(source, revision)
-    available = _available_layers(opened, layout, first_target)
-    chosen = parse_layers(layers, available) if layers else available
     most = opened.manifest.n_targets if n_targets is None else n_targets
+    window = LayerWindow(opened.manifest.recipe.n_layers, most, first_target)
+    available = _available_layers(opened, layout, window)
+    chosen = available if layers is None else parse_layers(layers, available)
     if batch_size < 1:
         raise ActivationsError(f"batch_size must be at least 1, got {batch_size}")
+    _check_targets(layout, n_targets, pad_targets, opened.manifest.recipe.n_layers)
     if layout == "layers":
         for layer in chosen:
             check_view(opened, LayerView(layer, most, first_target))
-    parameters = {
-        "format": layout,
-        "layers": list(chosen),
-        "n_targets": most,
-        "first_target": first_target,
-        "batch_size": batch_size,
-        "pad_targets": pad_targets,
-        "recipe": opened.manifest.recipe.to_json(),
-    }
-    _check_free(out)
+    note = ExportNote(
+        format=layout,
+        layers=tuple(chosen),
+        n_targets=most,
+        first_target=first_target,
+        batch_size=batch_size,
+        pad_targets=pad_targets,
+        recipe=opened.manifest.recipe,
+        data_sha256=vectors_sha256(opened.manifest),
+    )
+    check_free(out)
     with held(export_lock_path(out), f"{out} is being exported into"):
-        _adopt(out, parameters)
+        adopt(out, note)
         for folder in (out, *(out / split_name(layer) for layer in chosen)):
             sweep(folder)
         if layout == "samples":
@@ -124,36 +131,28 @@ def _export_layers(
     return ExportResult(n_files, n_written, "x and targets")
 
 
-def _available_layers(source: Source, layout: Layout, first_target: int) -> tuple[int, ...]:
+def _check_targets(layout: Layout, n_targets: int | None, pad: bool, n_layers: int) -> None:
+    if layout == "samples" and (pad or n_targets is not None):
+        raise ActivationsError(
+            "sample files have no targets: n_targets and pad_targets are of the layers layout"
+        )
+    if pad and n_targets is not None and n_targets > n_layers:
+        raise ActivationsError(
+            f"padding up to n_targets={n_targets}, where the model has {n_layers} layers, would "
+            "write nothing but zeros: give as many as there are layers at most"
+        )
+
+
+def _available_layers(source: Source, layout: Layout, window: LayerWindow) -> tuple[int, ...]:
     manifest = source.manifest
     if layout == "samples" and CLT_FEATURES in manifest.configs:
         return tuple(int(split[1:]) for split in manifest.splits(CLT_FEATURES))
     if ALL_LAYERS in manifest.configs:
-        window = LayerWindow(manifest.recipe.n_layers, 1, first_target)
         return tuple(window.sources)
     layers = tuple(int(split[1:]) for split in manifest.splits(DEFAULT_CONFIG))
     if not layers:
         raise ActivationsError(f"{source.name} has no x and targets: export it as --format samples")
     return layers
-
-
-def _check_free(out: Path) -> None:
-    if not (out / EXPORT_FILE).exists() and not is_empty_or_missing(out):
-        raise ActivationsError(f"{out} already holds something: give a new or an empty folder")
-
-
-def _adopt(out: Path, parameters: dict[str, Any]) -> None:
-    """Begin an export folder, or check that it was begun with the same parameters."""
-    path = out / EXPORT_FILE
-    if not path.exists():
-        write_json(path, parameters)
-        return
-    begun = parse_json_object(path.read_bytes(), path)
-    different = [key for key in parameters if begun.get(key) != parameters[key]]
-    if different:
-        raise ActivationsError(
-            f"{out} holds an export with another {', '.join(different)}: give a new folder"
-        )
 
 
 def _export_layer(
@@ -170,7 +169,9 @@ def _export_layer(
         (x_path(out, view.layer, number), y_path(out, view.layer, number))
         for number in range(len(batches))
     ]
-    missing = [number for number, (x, y) in enumerate(names) if not (x.exists() and y.exists())]
+    missing = [
+        number for number, (x, y) in enumerate(names) if not (is_whole_pt(x) and is_whole_pt(y))
+    ]
     rows = [batches[number].rows for number in missing]
     ranges = layer_ranges(source, paths, view, rows, memory)
 
@@ -238,7 +239,7 @@ def _export_samples(source: Source, out: Path, layers: Sequence[int]) -> ExportR
     for sample in tqdm(samples, total=None, unit=" samples", desc="export"):
         n_files += 1
         path = sample_path(out, sample.number)
-        if path.exists():
+        if is_whole_pt(path):
             continue
         n_written += 1
         activations = {

@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from builder.build import DEFAULT_SHARD_SIZE
-from builder.layers_layout import is_layers_layout, scan_layers
+from builder.export_note import ExportNote, read_note
+from builder.layers_layout import LayersContents
+from builder.layers_scan import scan_layers
 from builder.new_folder import check_figures, check_free, finish_folder, new_folder
 from builder.plan import parse_size
 from builder.pt_files import EXPORT_FILE
-from builder.samples_layout import is_samples_layout, scan_samples
+from builder.pt_names import is_layers_layout, is_samples_layout
+from builder.samples_layout import scan_samples
 from builder.shards import (
     Contents,
     ShardTask,
@@ -25,7 +27,6 @@ from builder.shards import (
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.folder import Manifest
 from llava_amber_activations.recipe import Recipe
-from llava_amber_activations.typed_json import parse_json_object
 
 _UNKNOWN = (
     "The .pt files do not say which picture, query or token a row was: `id` repeats `sample`, "
@@ -38,28 +39,48 @@ def import_pt(
     folder: Path,
     dataset: Path,
     *,
+    n_layers: int | None = None,
+    first_target: int | None = None,
     max_shard_size: str = DEFAULT_SHARD_SIZE,
     num_proc: int = 1,
 ) -> Manifest:
     """Import a folder of the `layers` or the `samples` layout into a new dataset folder.
 
     The `layers` layout becomes the default config, and `all_layers` too where every layer is
-    there; the `samples` layout becomes `clt_features`.
+    there; the `samples` layout becomes `clt_features`. What has to be assumed is in the manifest's
+    warnings.
+
+    Args:
+        n_layers: decoder layers of the model. If None: as `export` noted them; in a folder of
+            another's, the fewest that the files allow.
+        first_target: 1 where a layer's first target is the next layer's MLP output, 0 where it is
+            the layer's own. If None: as `export` noted it; in a folder of another's, 1.
 
     Raises:
         ActivationsError: the folder is of neither layout, a file of it cannot be read or would
-            execute code, or its files do not fit together; or, for the `layers` layout, the extra
-            `figures` is not installed.
+            execute code, or its files do not fit together, or do not fit the arguments; or, for the
+            `layers` layout, the extra `figures` is not installed.
     """
     check_free(dataset)
     shard_bytes = parse_size(max_shard_size)
+    if n_layers is not None and n_layers < 1:
+        raise ActivationsError(f"n_layers must be at least 1, got {n_layers}")
     if not folder.is_dir():
         raise ActivationsError(f"the folder {folder} does not exist")
+    note = read_note(folder)
+    if note is not None:
+        n_layers = _agreed(folder, "n_layers", n_layers, note.recipe.n_layers)
     if is_layers_layout(folder):
         check_figures()
-        return _import_layers(folder, dataset, shard_bytes, num_proc)
+        if note is not None:
+            first_target = _agreed(folder, "first_target", first_target, note.first_target)
+        return _import_layers(folder, dataset, note, n_layers, first_target, shard_bytes, num_proc)
     if is_samples_layout(folder):
-        return _import_samples(folder, dataset, shard_bytes, num_proc)
+        if first_target is not None:
+            raise ActivationsError(
+                f"{folder} holds sample files, which have no targets: leave first_target out"
+            )
+        return _import_samples(folder, dataset, note, n_layers, shard_bytes, num_proc)
     raise ActivationsError(
         f"{folder} holds neither L*/batch_*_x.pt nor sample_*.pt: it is of no layout that is known"
     )
@@ -70,41 +91,99 @@ def is_pt_folder(folder: Path) -> bool:
     return folder.is_dir() and (is_layers_layout(folder) or is_samples_layout(folder))
 
 
-def _import_layers(folder: Path, dataset: Path, shard_bytes: int, num_proc: int) -> Manifest:
-    exported = _exported(folder)
-    if exported.get("first_target", 1) != 1:
+def _agreed(folder: Path, what: str, given: int | None, noted: int) -> int:
+    """Return what `export` noted down about a folder, which an argument may only repeat."""
+    if given is not None and given != noted:
         raise ActivationsError(
-            f"{folder} was exported with first_target=0, and a layer's split holds the targets "
-            "from the next layer on: export it with --first-target 1, and import that"
+            f"{folder} was exported with {what}={noted}, as its {EXPORT_FILE} says, and not "
+            f"{given}: leave {what} out"
         )
-    known_layers = exported.get("recipe", {}).get("n_layers", 0)
-    contents = scan_layers(folder, known_layers)
+    return noted
+
+
+def _import_layers(
+    folder: Path,
+    dataset: Path,
+    note: ExportNote | None,
+    n_layers: int | None,
+    first_target: int | None,
+    shard_bytes: int,
+    num_proc: int,
+) -> Manifest:
+    contents = scan_layers(folder, n_layers, 1 if first_target is None else first_target)
     rows = contents.rows_of_samples
     tasks = []
-    for layer in contents.layers:
+    for layer in contents.split_layers:
         tasks += plan_layer(contents, rows, layer, contents.targets(layer), shard_bytes)
     plan = plan_all_layers if contents.is_complete else plan_moments
     tasks += plan(contents, rows, contents.all_names, shard_bytes)
-    warnings = [_UNKNOWN]
-    if contents.is_complete:
-        warnings.append(
-            f"`all_layers` holds what the .pt files did: {contents.all_names[0]} … "
-            f"{contents.all_names[-1]}, without the x of the last layer and mlp_out of layer 0."
-        )
-    else:
-        warnings.append("Some layers are missing, so there is no `all_layers` config.")
-    recipe = _recipe(folder, "layers", contents, contents.n_targets, len(rows))
+    warnings = [
+        _UNKNOWN,
+        *_assumed(contents, n_layers, first_target),
+        *_left_out(contents),
+        *_unchecked(contents.n_unchecked),
+    ]
+    recipe = _recipe(note, "layers", contents, contents.n_targets, len(rows))
     return _write(dataset, contents, tasks, num_proc, recipe, sum(rows), warnings)
 
 
-def _import_samples(folder: Path, dataset: Path, shard_bytes: int, num_proc: int) -> Manifest:
-    contents = scan_samples(folder)
+def _assumed(contents: LayersContents, n_layers: int | None, first_target: int | None) -> list[str]:
+    """Say what the import takes for granted, because neither a person nor a file says it."""
+    said = []
+    if n_layers is None:
+        said.append(
+            f"Taken for layers of a model of {contents.n_layers} decoder layers, the fewest that "
+            "the files allow: if the model has more, import with --n-layers."
+        )
+    if first_target is None:
+        said.append(
+            "A layer's first target is taken for the MLP output of the next layer: if it is the "
+            "layer's own, import with --first-target 0."
+        )
+    return said
+
+
+def _left_out(contents: LayersContents) -> list[str]:
+    """Say which vectors of the model, or of the files, are not in the dataset."""
+    if not contents.is_complete:
+        said = ["Some layers are missing, so there is no `all_layers` config."]
+        last = contents.n_layers - 1
+        if last in contents.files:
+            said.append(f"The x of layer {last} is left out: no layer after it has an MLP output.")
+        return said
+    if contents.first_target == 0:
+        return []
+    return [
+        f"`all_layers` holds what the .pt files did: {contents.all_names[0]} … "
+        f"{contents.all_names[-1]}, without the x of the last layer and mlp_out of layer 0."
+    ]
+
+
+def _unchecked(n_files: int) -> list[str]:
+    if not n_files:
+        return []
+    return [
+        f"{n_files} of the .pt files have no checksums (they are of torch before 1.6, or were "
+        "saved without): a value that was damaged since cannot be told from a right one."
+    ]
+
+
+def _import_samples(
+    folder: Path,
+    dataset: Path,
+    note: ExportNote | None,
+    n_layers: int | None,
+    shard_bytes: int,
+    num_proc: int,
+) -> Manifest:
+    contents = scan_samples(folder, n_layers)
     rows = contents.rows_of_samples
     tasks: list[ShardTask] = []
     for layer in contents.layers:
         tasks += plan_features(contents, rows, layer, shard_bytes)
-    recipe = _recipe(folder, "samples", contents, 1, len(rows))
-    return _write(dataset, contents, tasks, num_proc, recipe, sum(rows), [])
+    recipe = _recipe(note, "samples", contents, 1, len(rows))
+    warnings = _unchecked(contents.n_unchecked)
+    return _write(dataset, contents, tasks, num_proc, recipe, sum(rows), warnings)
 
 
 def _write(
@@ -129,14 +208,8 @@ def _write(
         return finish_folder(partial, manifest, moments)
 
 
-def _exported(folder: Path) -> dict[str, Any]:
-    """Return what `export` wrote down about a folder; nothing where it is another's."""
-    path = folder / EXPORT_FILE
-    return parse_json_object(path.read_bytes(), path) if path.is_file() else {}
-
-
 def _recipe(
-    folder: Path, layout: str, contents: Contents, n_targets: int, n_samples: int
+    note: ExportNote | None, layout: str, contents: Contents, n_targets: int, n_samples: int
 ) -> Recipe:
     """Return what is known of how the data was made: all of it where `export` wrote the folder."""
     known = Recipe(
@@ -146,11 +219,10 @@ def _recipe(
         store_dtype=contents.dtype,
         n_samples=n_samples,
     )
-    exported = _exported(folder).get("recipe")
-    if exported is not None:
+    if note is not None:
         sizes = {
             field: getattr(known, field)
             for field in ("n_layers", "hidden_size", "n_targets", "store_dtype", "n_samples")
         }
-        known = dataclasses.replace(Recipe.from_json(exported, folder / EXPORT_FILE), **sizes)
+        known = dataclasses.replace(note.recipe, **sizes)
     return dataclasses.replace(known, origin=f"import of .pt files ({layout} layout)")

@@ -1,15 +1,16 @@
-"""The `.pt` layouts that existing trainers read: names, shapes, and reading them safely.
+"""The `.pt` layouts that existing trainers read: their values, read and written.
 
     layers    OUT/L0/batch_0_x.pt   {'x': [N, T, H]}
               OUT/L0/batch_0_y.pt   {'y': targets[0], 'targets': [n of [N, T, H]], 'n_targets': n}
     samples   OUT/sample_0000.pt    {'activations': {0: [H] or [T, H], …}}
 
-Files are read with `weights_only=True`: a pickle from elsewhere may be a program.
+The functions that read take how to load a file: `load_pt`, which checks all of it first, or
+`map_pt` for a file that was checked before.
 """
 
 from __future__ import annotations
 
-import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,13 @@ import torch
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files import written_whole
 from llava_amber_activations.finite import finite_rows
+from llava_amber_activations.recipe import MOST_LAYERS
+from llava_amber_activations.safe_pt import floats_of, load_pt
 
 EXPORT_FILE = "export.json"
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+
+Load = Callable[[Path], Any]
 
 
 def x_path(folder: Path, layer: int, batch: int) -> Path:
@@ -44,77 +49,53 @@ def save_pt(path: Path, value: Any) -> None:
         torch.save(value, file)
 
 
-def load_pt(path: Path) -> Any:
-    """Read a `.pt` file without running anything that it may hold; tensors stay on disk till used.
-
-    Raises:
-        ActivationsError: the file is missing, truncated, or more than tensors and containers.
-    """
-    try:
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError as error:
-            if "mmap can only be used" not in str(error):
-                raise
-            # Written before torch 1.6, not as a zip archive.
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ActivationsError(f"{path} is missing: its batch cannot be read") from None
-    except pickle.UnpicklingError:
-        raise ActivationsError(
-            f"{path} holds more than tensors and was not loaded, because loading it could run code "
-            "of whoever wrote it: save plain tensors, lists and dicts"
-        ) from None
-    except Exception as error:
-        # torch raises whatever the first wrong byte of a damaged file leads to.
-        reason = str(error).partition("\n")[0]
-        raise ActivationsError(
-            f"{path} is truncated or damaged ({reason}): copy it again"
-        ) from None
-
-
-def read_x(path: Path) -> torch.Tensor:
+def read_x(path: Path, load: Load = load_pt) -> torch.Tensor:
     """Read a batch's `x`: [N, T, H]. A bare tensor, the key `data` and [N, 1, T, H] are taken too.
 
     Raises:
         ActivationsError: the file holds none of these.
     """
-    value = load_pt(path)
+    value = load(path)
     if isinstance(value, dict):
         value = value.get("x", value.get("data"))
     return _batch_tensor(value, path, "x")
 
 
-def read_targets(path: Path) -> list[torch.Tensor]:
+def read_targets(path: Path, load: Load = load_pt) -> list[torch.Tensor]:
     """Read a batch's targets: a list of [N, T, H]; a lone `y` is one target.
 
     Raises:
         ActivationsError: the file holds neither.
     """
-    value = load_pt(path)
+    value = load(path)
     if isinstance(value, dict):
         value = value.get("targets", value.get("y", value.get("data")))
     tensors = list(value) if isinstance(value, (list, tuple)) else [value]
-    if not tensors:
-        raise ActivationsError(f"{path} holds an empty list of targets")
+    if not 0 < len(tensors) <= MOST_LAYERS:
+        raise ActivationsError(
+            f"{path} holds a list of {len(tensors)} targets: a layer has at least one, and "
+            f"{MOST_LAYERS} at most"
+        )
     return [_batch_tensor(tensor, path, f"targets[{n}]") for n, tensor in enumerate(tensors)]
 
 
-def read_sample(path: Path) -> dict[int, torch.Tensor]:
+def read_sample(path: Path, load: Load = load_pt) -> dict[int, torch.Tensor]:
     """Read a sample file: [T, H] for each layer, T being 1 where the file holds [H].
 
     Raises:
         ActivationsError: the file is not of the `samples` layout.
     """
-    value = load_pt(path)
+    value = load(path)
     activations = value.get("activations") if isinstance(value, dict) else None
     if not isinstance(activations, dict) or not activations:
         raise ActivationsError(f"{path} has no 'activations' by layer: it is not a sample file")
     layers = {}
     for layer, tensor in activations.items():
-        if not isinstance(layer, int) or not 0 <= layer < 1000:
-            raise ActivationsError(f"{path} names the layer {layer!r}: layers are integers from 0")
-        checked = _float_tensor(tensor, path, f"activations[{layer}]")
+        if type(layer) is not int or not 0 <= layer < MOST_LAYERS:
+            raise ActivationsError(
+                f"{path} names the layer {layer!r}: layers are integers from 0 to {MOST_LAYERS - 1}"
+            )
+        checked = _exact_floats(tensor, path, f"activations[{layer}]")
         if checked.ndim not in (1, 2):
             raise ActivationsError(
                 f"activations[{layer}] of {path} has the shape {list(checked.shape)}, "
@@ -124,8 +105,19 @@ def read_sample(path: Path) -> dict[int, torch.Tensor]:
     return dict(sorted(layers.items()))
 
 
+def _exact_floats(value: Any, path: Path, key: str) -> torch.Tensor:
+    """Return a tensor of a dtype that a dataset holds without a change of value."""
+    tensor = floats_of(value, path, key)
+    if tensor.dtype not in _FLOATS:
+        raise ActivationsError(
+            f"{key} of {path} is {tensor.dtype}: a dataset holds float16, bfloat16 or float32; "
+            "convert it first"
+        )
+    return tensor
+
+
 def _batch_tensor(value: Any, path: Path, key: str) -> torch.Tensor:
-    tensor = _float_tensor(value, path, key)
+    tensor = _exact_floats(value, path, key)
     if tensor.ndim == 4 and tensor.shape[1] == 1:
         tensor = tensor.squeeze(1)
     if tensor.ndim != 3:
@@ -135,26 +127,20 @@ def _batch_tensor(value: Any, path: Path, key: str) -> torch.Tensor:
     return tensor
 
 
-def _float_tensor(value: Any, path: Path, key: str) -> torch.Tensor:
-    if not isinstance(value, torch.Tensor):
-        raise ActivationsError(f"{path} has no tensor {key}: it is not a file of this layout")
-    if value.dtype not in _FLOATS:
-        raise ActivationsError(
-            f"{key} of {path} is {value.dtype}: a dataset holds float16, bfloat16 or float32; "
-            "convert it first"
-        )
-    if value.layout != torch.strided or not value.numel():
-        raise ActivationsError(f"{key} of {path} is sparse or empty, not a dense tensor of values")
-    return value.detach()
-
-
-def check_values(tensor: torch.Tensor, path: Path) -> None:
+def check_values(tensor: torch.Tensor, path: Path, key: str, first_sample: int) -> None:
     """Check that a tensor of a file is finite, which reads all of it.
 
+    Args:
+        tensor: [samples, …].
+        first_sample: number of the file's first sample in the folder.
+
     Raises:
-        ActivationsError: it is not.
+        ActivationsError: it is not; the message names the first sample that is not.
     """
-    if not finite_rows(tensor).all():
+    finite = finite_rows(tensor)
+    if not finite.all():
+        row = int(finite.logical_not().nonzero()[0])
         raise ActivationsError(
-            f"{path} has values that are not finite: they were lost before this file was written"
+            f"{key} of {path} has values that are not finite, in sample {first_sample + row} of "
+            "the folder: they were lost before this file was written"
         )

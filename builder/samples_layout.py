@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -11,22 +11,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from builder.pt_files import check_values, read_sample, sample_path
+from builder.pt_files import check_values, read_sample
+from builder.pt_names import find_samples
 from builder.spans import spans
 from llava_amber_activations.errors import ActivationsError
+from llava_amber_activations.safe_pt import check_pt, map_pt
 from llava_amber_activations.schema import SAMPLE, Vectors
-
-_SAMPLE_FILE = re.compile(r"sample_(\d{4,})\.pt")
-
-
-def is_samples_layout(folder: Path) -> bool:
-    """Whether a folder holds `sample_0000.pt` and so on."""
-    return bool(_sample_numbers(folder))
-
-
-def _sample_numbers(folder: Path) -> list[int]:
-    found = (_SAMPLE_FILE.fullmatch(path.name) for path in folder.iterdir())
-    return sorted(int(match[1]) for match in found if match)
 
 
 @dataclass(frozen=True)
@@ -34,22 +24,20 @@ class SamplesContents:
     """A folder of the `samples` layout whose files fit together.
 
     Attributes:
-        samples: number of each file, which becomes the row's `sample`.
+        files: by their numbers, which become the rows' `sample`.
         rows_of_samples: positions T of each file.
         layers: that every file holds.
+        n_layers: of the model.
+        n_unchecked: files that have no checksums.
     """
 
-    folder: Path
-    samples: tuple[int, ...]
+    files: Mapping[int, Path]
     rows_of_samples: tuple[int, ...]
     layers: tuple[int, ...]
+    n_layers: int
     width: int
     dtype: str
-
-    @property
-    def n_layers(self) -> int:
-        """Layers that the model has at least."""
-        return self.layers[-1] + 1
+    n_unchecked: int
 
     def reader(self, layer: int | None) -> SamplesRows:
         """Open one layer of the files."""
@@ -63,6 +51,7 @@ class SamplesRows:
     def __init__(self, contents: SamplesContents, layer: int) -> None:
         self._contents = contents
         self._layer = layer
+        self._paths = list(contents.files.values())
         self._starts = [0, *accumulate(contents.rows_of_samples)]
 
     def vectors(self, name: str, rows: range) -> Vectors:
@@ -70,34 +59,38 @@ class SamplesRows:
         dtype = getattr(torch, self._contents.dtype)
         parts = []
         for index, start, stop in spans(self._starts, rows):
-            path = sample_path(self._contents.folder, self._contents.samples[index])
-            tensor = read_sample(path)[self._layer][start:stop]
+            tensor = read_sample(self._paths[index], map_pt)[self._layer][start:stop]
             parts.append(tensor.to(dtype).numpy())
         return np.concatenate(parts)
 
     def leading(self, rows: range) -> dict[str, pa.Array]:
         """Return the number of the file that each row is from."""
-        samples = np.array(self._contents.samples, dtype=np.int32)
+        samples = np.array(list(self._contents.files), dtype=np.int32)
         repeated = np.repeat(samples, self._contents.rows_of_samples)
         return {SAMPLE: pa.array(repeated[rows.start : rows.stop])}
 
 
-def scan_samples(folder: Path) -> SamplesContents:
+def scan_samples(folder: Path, known_layers: int | None = None) -> SamplesContents:
     """Look at every file of a folder and check that they fit together.
 
+    Args:
+        known_layers: layers of the model; as many as the files show if None.
+
     Raises:
-        ActivationsError: a file cannot be read, or files differ in their layers or widths.
+        ActivationsError: a file cannot be read, files differ in their layers or widths, or they
+            are not of a model with `known_layers`.
     """
-    numbers = _sample_numbers(folder)
+    files = find_samples(folder)
     rows: list[int] = []
     layers: tuple[int, ...] = ()
     widths: set[int] = set()
     half = True
-    for number in numbers:
-        path = sample_path(folder, number)
-        activations = read_sample(path)
-        for tensor in activations.values():
-            check_values(tensor, path)
+    n_unchecked = 0
+    for number, path in files.items():
+        n_unchecked += not check_pt(path)
+        activations = read_sample(path, map_pt)
+        for layer, tensor in activations.items():
+            check_values(tensor[None], path, f"activations[{layer}]", number)
         layers = layers or tuple(activations)
         widths |= {tensor.shape[1] for tensor in activations.values()}
         counts = {tensor.shape[0] for tensor in activations.values()}
@@ -108,11 +101,18 @@ def scan_samples(folder: Path) -> SamplesContents:
             )
         rows.append(counts.pop())
         half = half and all(tensor.dtype == torch.float16 for tensor in activations.values())
+    n_layers = layers[-1] + 1
+    if known_layers is not None and known_layers < n_layers:
+        raise ActivationsError(
+            f"{folder} holds layer {n_layers - 1}, so the model has more than {known_layers} "
+            "layers: give its own --n-layers"
+        )
     return SamplesContents(
-        folder=folder,
-        samples=tuple(numbers),
+        files=files,
         rows_of_samples=tuple(rows),
         layers=layers,
+        n_layers=known_layers or n_layers,
         width=widths.pop(),
         dtype="float16" if half else "float32",
+        n_unchecked=n_unchecked,
     )

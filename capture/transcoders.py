@@ -10,7 +10,6 @@ module adds. Only the encoder is read.
 
 from __future__ import annotations
 
-import pickle
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +19,10 @@ from torch.nn import functional
 
 from capture.checksums import files_sha256
 from llava_amber_activations.errors import ActivationsError
+from llava_amber_activations.safe_pt import floats_of, load_pt
 
 POOLS = ("max", "mean", "last")
-_FILE = re.compile(r"transcoder_L(\d+)\.pt")
+_FILE = re.compile(r"transcoder_L([0-9]+)\.pt")
 _KEYS = ("enc.0.weight", "enc.0.bias", "enc.1.weight", "enc.1.bias")
 
 
@@ -51,17 +51,14 @@ def load_encoders(
         ActivationsError: there is none, one cannot be read or would execute code, does not fit the
             model, or they differ in their number of features.
     """
-    found = (_FILE.fullmatch(path.name) for path in folder.iterdir()) if folder.is_dir() else ()
-    layers = sorted(int(match[1]) for match in found if match)
-    if not layers:
+    paths = _checkpoints(folder)
+    if not paths:
         raise ActivationsError(f"{folder} holds no transcoder_L*.pt: give the trainer's folder")
-    if layers[-1] >= n_layers:
+    if max(paths) >= n_layers:
         raise ActivationsError(
-            f"{folder} has a transcoder of layer {layers[-1]}, and the model {n_layers} layers"
+            f"{folder} has a transcoder of layer {max(paths)}, and the model {n_layers} layers"
         )
-    encoders = {
-        layer: _load(folder / f"transcoder_L{layer}.pt", hidden_size, device) for layer in layers
-    }
+    encoders = {layer: _load(path, hidden_size, device) for layer, path in paths.items()}
     sizes = {encoder.weight.shape[0] for encoder in encoders.values()}
     if len(sizes) > 1:
         raise ActivationsError(
@@ -77,24 +74,31 @@ def checkpoints_sha256(folder: Path | None) -> str | None:
     return files_sha256(folder, folder.glob("transcoder_L*.pt"))
 
 
+def _checkpoints(folder: Path) -> dict[int, Path]:
+    """Return the checkpoints of a folder by their layers, ascending."""
+    found: dict[int, Path] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        match = _FILE.fullmatch(path.name)
+        if match and found.setdefault(int(match[1]), path) != path:
+            raise ActivationsError(
+                f"{folder} has {found[int(match[1])].name} and {path.name}, two names of one "
+                "layer: keep one of them"
+            )
+    return dict(sorted(found.items()))
+
+
 def _load(path: Path, hidden_size: int, device: torch.device) -> Encoder:
-    try:
-        state = torch.load(path, map_location=device, weights_only=True)
-    except pickle.UnpicklingError:
-        raise ActivationsError(
-            f"{path} holds more than tensors and was not loaded, because loading it could run code "
-            "of whoever wrote it: save the state_dict alone"
-        ) from None
-    except Exception as error:
-        # torch raises whatever the first wrong byte of a damaged file leads to.
-        raise ActivationsError(f"{path} is truncated or damaged ({error}): copy it again") from None
+    state = load_pt(path)
     state = state.get("state_dict", state) if isinstance(state, dict) else {}
-    tensors = {name.removeprefix("_orig_mod."): tensor for name, tensor in state.items()}
+    named = state.items() if isinstance(state, dict) else ()
+    tensors = {str(name).removeprefix("_orig_mod."): tensor for name, tensor in named}
     missing = [key for key in _KEYS if not isinstance(tensors.get(key), torch.Tensor)]
     if missing:
         raise ActivationsError(f"{path} lacks {missing[0]}: it is not a transcoder's checkpoint")
-    encoder = Encoder(*(tensors[key].float() for key in _KEYS))
-    n_features = encoder.weight.shape[0]
+    weights = [floats_of(tensors[key], path, key) for key in _KEYS]
+    # Copies: what is computed does not change with the file.
+    encoder = Encoder(*(each.to(device, torch.float32, copy=True) for each in weights))
+    n_features = len(encoder.weight) if encoder.weight.ndim else 0
     shapes = ((hidden_size,), (hidden_size,), (n_features, hidden_size), (n_features,))
     for key, shape in zip(_KEYS, shapes, strict=True):
         if tensors[key].shape != shape:

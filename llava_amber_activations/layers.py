@@ -9,6 +9,7 @@ from llava_amber_activations.errors import ActivationsError
 
 DEFAULT_N_TARGETS = 16
 _MISSING_SAID = 8
+_MOST_DIGITS = 18
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ def parse_layers(text: str, available: range | tuple[int, ...]) -> tuple[int, ..
     missing: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
+        ends = (first, last) if dash else (first,)
+        if not all(end.isdecimal() and len(end) <= _MOST_DIGITS for end in ends):
             raise ActivationsError(f"'{text}' is not a list of layers: write 5, 0-30 or 0,5,10-12")
         asked = range(int(first), int(last if dash else first) + 1)
         # The first few are enough to say, however large a number was typed.

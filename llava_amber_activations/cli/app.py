@@ -115,13 +115,35 @@ def export(
 def import_(
     pt_dir: Annotated[Path, typer.Argument(help="Folder of .pt files, of either layout.")],
     dataset: Annotated[Path, typer.Argument(help="New dataset folder.")],
+    n_layers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Decoder layers of the model. [default: as exported, or as files show]"
+        ),
+    ] = None,
+    first_target: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="The files' targets start at the next layer (1) or at L (0). "
+            "[default: as exported, or 1]",
+        ),
+    ] = None,
     max_shard_size: MaxShardSize = "500MB",
     num_proc: NumProc = 1,
 ) -> None:
     """Make a dataset folder of a folder of .pt files."""
     from builder.import_pt import import_pt
 
-    manifest = import_pt(pt_dir, dataset, max_shard_size=max_shard_size, num_proc=num_proc)
+    manifest = import_pt(
+        pt_dir,
+        dataset,
+        n_layers=n_layers,
+        first_target=first_target,
+        max_shard_size=max_shard_size,
+        num_proc=num_proc,
+    )
     typer.echo(
         f"{dataset}: {len(manifest.files)} files, {manifest.n_rows} rows in "
         f"{', '.join(manifest.configs)}"

@@ -78,7 +78,9 @@ def test_value_that_is_not_finite(write_layers, tmp_path, bad, target, name):
         return tensor
 
     write_layers(tmp_path / "pt", change=change)
-    refused(tmp_path / "pt", tmp_path / "dataset", rf"L1/batch_1_{name}\.pt.*finite")
+    # The first batch holds two samples: the third of this one is sample 4 of the folder.
+    match = rf"L1/batch_1_{name}\.pt has values that are not finite, in sample 4 of the folder"
+    refused(tmp_path / "pt", tmp_path / "dataset", match)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -87,7 +89,8 @@ def test_sample_value_that_is_not_finite(write_samples_layout, tmp_path, bad):
     value = values["sample_0001.pt"]
     value["activations"][2][3] = bad
     torch.save(value, tmp_path / "pt" / "sample_0001.pt")
-    refused(tmp_path / "pt", tmp_path / "dataset", r"sample_0001\.pt.*finite")
+    match = r"activations\[2\] of .*sample_0001\.pt has values that are not finite, in sample 1"
+    refused(tmp_path / "pt", tmp_path / "dataset", match)
 
 
 def test_sparse_tensors(write_layers, tmp_path):

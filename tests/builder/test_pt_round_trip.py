@@ -7,7 +7,6 @@ from safetensors import safe_open
 from builder.build import build
 from builder.export import export
 from builder.import_pt import import_pt
-from llava_amber_activations import ActivationsError
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -112,9 +111,31 @@ def test_part_of_a_model_is_known_as_a_part(small_dataset, tmp_path):
     assert manifest.configs == ["default"]
 
 
-def test_targets_from_the_layer_itself_are_not_taken_for_those_after_it(small_dataset, tmp_path):
-    """An export with first_target=0 says so, and is not imported as if mlp_out_00 were of L1."""
-    export(small_dataset, tmp_path / "pt", layout="layers", first_target=0)
-    with pytest.raises(ActivationsError, match="first_target"):
-        import_pt(tmp_path / "pt", tmp_path / "dataset")
-    assert not (tmp_path / "dataset").exists()
+@pytest.mark.parametrize(
+    ("dtypes", "expected"),
+    [
+        ((torch.float16, torch.float16), torch.float16),
+        ((torch.float16, torch.bfloat16), torch.float32),
+        ((torch.float16, torch.float32), torch.float32),
+        ((torch.bfloat16, torch.float32), torch.float32),
+    ],
+)
+@pytest.mark.parametrize("by", ["batch", "layer", "kind"])
+def test_files_of_several_dtypes(write_layers, tmp_path, by, dtypes, expected):
+    """The dataset's dtype holds every value exactly, whichever of the files differ."""
+
+    def change(tensor, layer, target, batch):
+        # Exact in all three dtypes, so that what several layers share stays the same.
+        number = {"batch": batch, "layer": layer % 2, "kind": min(target, 1)}[by]
+        return tensor.mul(8).round().to(dtypes[number])
+
+    written = write_layers(tmp_path / "in", change=change)
+    import_pt(tmp_path / "in", tmp_path / "dataset")
+    export(tmp_path / "dataset", tmp_path / "out", layout="layers")
+    found = loaded(tmp_path / "out")
+    assert sorted(found) == sorted(written)
+    for path, value in found.items():
+        mine = [value["x"]] if "x" in value else value["targets"]
+        theirs = [written[path]["x"]] if "x" in value else written[path]["targets"]
+        for one, other in zip(mine, theirs, strict=True):
+            assert one.dtype == expected and torch.equal(one.float(), other.float()), path

@@ -12,7 +12,7 @@ from torch import nn
 from builder.build import build
 from builder.export import export
 from builder.verify import verify
-from capture.transcoders import pool
+from capture.transcoders import load_encoders, pool
 from llava_amber_activations import ActivationsError
 
 N_FEATURES = 48
@@ -141,6 +141,53 @@ def test_bad_checkpoints(make_store, checkpoints, tmp_path):
     path.unlink()
     shutil.copy(checkpoints / "transcoder_L0.pt", folder / "transcoder_L40.pt")
     refused("transcoder of layer 40, and the model 32 layers")
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"enc.1.weight": torch.zeros(1).expand(10**8, 64)}, "expanded tensor"),
+        ({"enc.1.weight": torch.ones(48, 64).to_sparse()}, "sparse"),
+        ({"enc.1.weight": torch.tensor(1.0)}, r"enc\.1\.weight .* has the shape \[\]"),
+        ({"enc.1.weight": torch.ones(48, 64, dtype=torch.int32)}, "int32"),
+        ({"enc.1.weight": torch.ones(0, 64)}, "empty"),
+        ({"enc.1.weight": None, 3: torch.ones(2)}, r"lacks enc\.1\.weight"),
+    ],
+)
+def test_hostile_checkpoints(tmp_path, checkpoints, change, match):
+    """A checkpoint is read as every .pt file of unknown origin is."""
+    folder = tmp_path / "transcoders"
+    folder.mkdir()
+    path = folder / "transcoder_L0.pt"
+    state = torch.load(checkpoints / path.name, weights_only=True)["state_dict"]
+    torch.save({"state_dict": {**state, **change}}, path)
+    with pytest.raises(ActivationsError, match=match) as caught:
+        load_encoders(folder, 32, 64, torch.device("cpu"))
+    assert "transcoder_L0.pt" in str(caught.value)
+
+
+def test_flipped_byte_of_a_checkpoint(tmp_path, checkpoints):
+    """In a weight: the archive's checksum differs."""
+    folder = tmp_path / "transcoders"
+    folder.mkdir()
+    path = folder / "transcoder_L0.pt"
+    content = bytearray((checkpoints / path.name).read_bytes())
+    state = torch.load(checkpoints / path.name, weights_only=True)["state_dict"]
+    content[content.index(state["enc.1.weight"].numpy().tobytes()) + 7] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ActivationsError, match=r"transcoder_L0\.pt is truncated or damaged"):
+        load_encoders(folder, 32, 64, torch.device("cpu"))
+
+
+def test_names_of_checkpoints(tmp_path, checkpoints):
+    """L05 is layer 5; with L5 beside it, which is meant cannot be known."""
+    folder = tmp_path / "transcoders"
+    folder.mkdir()
+    shutil.copy(checkpoints / "transcoder_L5.pt", folder / "transcoder_L05.pt")
+    assert list(load_encoders(folder, 32, 64, torch.device("cpu"))) == [5]
+    shutil.copy(checkpoints / "transcoder_L5.pt", folder)
+    with pytest.raises(ActivationsError, match=r"transcoder_L05\.pt and transcoder_L5\.pt, two"):
+        load_encoders(folder, 32, 64, torch.device("cpu"))
 
 
 def test_pooling_of_elements_without_rows():

@@ -6,11 +6,14 @@ import hashlib
 import json
 import random
 import shutil
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from mutations import Folder, Missing, Mutation, apply, draw
+
+_SEAL = "self_sha256"
 
 
 @dataclass(frozen=True)
@@ -132,55 +135,91 @@ def lay_out(case: Case, originals: Path, folder: Path) -> None:
 
 
 def _reseal(folder: Path, file: str) -> None:
-    """Make every checksum that is kept of a file fit it, as its author could."""
+    """Make every checksum that is kept of a file fit it, as its author could.
+
+    What is so damaged that it cannot be done stays as it is.
+    """
     path = folder / file
-    _reseal_itself(path)
-    manifest_path = folder / "manifest.json"
-    if manifest_path.is_file() and path != manifest_path:
-        manifest = json.loads(manifest_path.read_bytes())
-        entry = manifest["files"][file]
-        content = path.read_bytes()
-        entry["sha256"] = hashlib.sha256(content).hexdigest()
-        entry["bytes"] = len(content)
-        manifest_path.write_text(json.dumps(manifest), encoding="utf-8")
-        _reseal_itself(manifest_path)
-
-
-def _reseal_itself(path: Path) -> None:
-    """Make the checksum that a JSON file or a chunk carries of itself fit it, where it can be."""
-    content = path.read_bytes()
-    try:
+    with suppress(ValueError, LookupError, TypeError, AttributeError, RecursionError):
         if path.suffix == ".json":
-            value = json.loads(content)
-            if "self_sha256" in value:
-                value["self_sha256"] = _sealed(value)
-                path.write_text(json.dumps(value), encoding="utf-8")
+            _reseal_json(path)
         elif path.suffix == ".safetensors":
-            path.write_bytes(_resealed_tensors(content))
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return
+            _reseal_tensors(path)
+            if path.parent.name == "features":
+                _reseal_chunk_of(path)
+    if (folder / "manifest.json").is_file() and file != "manifest.json":
+        _reseal_manifest(folder, file)
+    if (folder / "SHA256SUMS").is_file():
+        _reseal_sums(folder)
 
 
-def _sealed(value: dict[str, Any]) -> str:
-    others = {key: item for key, item in value.items() if key != "self_sha256"}
+def _reseal_json(path: Path) -> None:
+    value = json.loads(path.read_bytes())
+    if _SEAL in value:
+        path.write_text(json.dumps(_sealed(value)), encoding="utf-8")
+
+
+def _sealed(value: dict[str, Any]) -> dict[str, Any]:
+    others = {key: item for key, item in value.items() if key != _SEAL}
     canonical = json.dumps(others, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    return {**others, _SEAL: hashlib.sha256(canonical.encode()).hexdigest()}
 
 
-def _resealed_tensors(content: bytes) -> bytes:
-    """Put the SHA-256 of a file's tensors, in the order of their names, into its metadata."""
+def _reseal_manifest(folder: Path, file: str) -> None:
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_bytes())
+    content = (folder / file).read_bytes()
+    entry = manifest["files"][file]
+    entry["sha256"], entry["bytes"] = hashlib.sha256(content).hexdigest(), len(content)
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+    _reseal_json(path)
+
+
+def _reseal_sums(folder: Path) -> None:
+    path = folder / "SHA256SUMS"
+    lines = []
+    for line in path.read_text().splitlines():
+        name = line.split()[-1]
+        there = (folder / name).is_file()
+        digest = hashlib.sha256((folder / name).read_bytes()).hexdigest() if there else "0" * 64
+        lines.append(f"{digest}  {name}\n")
+    path.write_text("".join(lines))
+
+
+def _reseal_tensors(path: Path, **changes: str) -> str | None:
+    """Put the right checksums of its tensors into a file's metadata, and other changes.
+
+    Returns:
+        The checksum over the metadata, where the file has one.
+    """
+    content = path.read_bytes()
     size = int.from_bytes(content[:8], "little")
     header, data = json.loads(content[8 : 8 + size]), content[8 + size :]
-    digest = hashlib.sha256()
-    for name in sorted(header.keys() - {"__metadata__"}):
-        start, stop = header[name]["data_offsets"]
-        digest.update(data[start:stop])
-    metadata = header["__metadata__"]
-    for key in metadata:
-        inner = json.loads(metadata[key])
-        if "sha256" in inner:
-            inner["sha256"] = digest.hexdigest()
-            metadata[key] = json.dumps(inner)
+    spans = {
+        name: header[name]["data_offsets"] for name in sorted(header.keys() - {"__metadata__"})
+    }
+    digests = {
+        name: hashlib.sha256(data[start:stop]).hexdigest() for name, (start, stop) in spans.items()
+    }
+    ((key, text),) = header["__metadata__"].items()
+    inner = {**json.loads(text), **changes}
+    if isinstance(inner["sha256"], dict):
+        inner["sha256"] = digests
+        inner = _sealed(inner)
+    else:
+        # Format 1.0 had one over all of them.
+        joined = b"".join(data[start:stop] for start, stop in spans.values())
+        inner["sha256"] = hashlib.sha256(joined).hexdigest()
+    header["__metadata__"][key] = json.dumps(inner)
     raw = json.dumps(header, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)
-    return len(raw).to_bytes(8, "little") + raw + data
+    path.write_bytes(len(raw).to_bytes(8, "little") + raw + data)
+    return inner.get(_SEAL)
+
+
+def _reseal_chunk_of(path: Path) -> None:
+    """Make the checksum fit that a chunk has of its features file."""
+    seal = _reseal_tensors(path)
+    chunk = path.parents[1] / "chunks" / path.name.replace("features-", "chunk-")
+    if seal is not None:
+        _reseal_tensors(chunk, features_sha256=seal)

@@ -41,7 +41,7 @@ def _with(table: pa.Table, name: str, array: pa.Array) -> pa.Table:
 
 
 def _vector_column(table: pa.Table) -> str:
-    return "x" if "x" in table.schema.names else "x_01"
+    return next(name for name in ("x", "x_01", "features") if name in table.schema.names)
 
 
 def _numbers(table: pa.Table) -> np.ndarray:
@@ -214,10 +214,19 @@ def _draw_metadata(content: bytes, rng: random.Random) -> dict[str, Any]:
     return {"text": rng.choice((*_METADATA, near, near, near))}
 
 
+def _draw_rewrite(content: bytes, rng: random.Random) -> dict[str, Any]:
+    """Draw a rewrite that this shard has the columns for."""
+    table = pq.ParquetFile(io.BytesIO(content)).read()
+    while True:
+        how = rng.choice(list(REWRITES))
+        try:
+            REWRITES[how](table)
+        except (KeyError, StopIteration, pa.ArrowException):
+            continue
+        return {"how": how, "groups": rng.choice((3, 64))}
+
+
 OPERATIONS = {
-    "rewrite": (
-        lambda content, rng: {"how": rng.choice(list(REWRITES)), "groups": rng.choice((3, 64))},
-        _rewrite,
-    ),
+    "rewrite": (_draw_rewrite, _rewrite),
     "schema_metadata": (_draw_metadata, _schema_metadata),
 }
