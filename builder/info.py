@@ -10,7 +10,7 @@ from llava_amber_activations.layers import LayerWindow
 from llava_amber_activations.recipe import Recipe
 from llava_amber_activations.source import open_source
 from llava_amber_activations.store import (
-    SAMPLES_FILE,
+    is_finished,
     is_store,
     missing_chunks,
     read_recipe,
@@ -36,7 +36,7 @@ def _store_info(store: Path) -> list[tuple[str, str]]:
     n_chunks = len(recipe_chunks(recipe))
     missing = len(missing_chunks(store, recipe))
     rows = "unknown until the capture is finished"
-    if (store / SAMPLES_FILE).is_file():
+    if is_finished(store, recipe):
         rows = str(sum(record.n_rows for record in read_samples(store)))
     size = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
     return [

@@ -10,17 +10,14 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from builder.shards import Contents
+from builder.checked_once import checked_in
 from builder.spans import spans
+from builder.store_rows import StoreContents
 from llava_amber_activations.errors import ActivationsError
+from llava_amber_activations.features_file import FEATURES_DIR, FeaturesFile, features_path
 from llava_amber_activations.recipe import Recipe
 from llava_amber_activations.schema import SAMPLE, Vectors
-from llava_amber_activations.store import (
-    FEATURES_DIR,
-    FeaturesFile,
-    features_path,
-    recipe_chunks,
-)
+from llava_amber_activations.store import Chunk, chunk_path, recipe_chunks
 
 
 @dataclass(frozen=True)
@@ -31,6 +28,7 @@ class FeaturesContents:
         layers: that had a transcoder.
         chunk_samples: samples of each chunk.
         width: number of features F.
+        build: as the store's rows have it.
     """
 
     store: Path
@@ -39,6 +37,7 @@ class FeaturesContents:
     width: int
     layers: tuple[int, ...]
     chunk_samples: tuple[int, ...]
+    build: str
 
     @property
     def n_samples(self) -> int:
@@ -52,12 +51,17 @@ class FeaturesContents:
 
 
 class FeaturesRows:
-    """Reads rows of one layer's features across the chunks."""
+    """Reads rows of one layer's features across the chunks, each checked when it is first read.
+
+    Raises:
+        ActivationsError: from every reading, a file is not as it was written.
+    """
 
     def __init__(self, contents: FeaturesContents, layer: int) -> None:
         self._contents = contents
         self._layer = layer
         self._starts = [0, *accumulate(contents.chunk_samples)]
+        self._checked = checked_in(contents.build)
 
     def vectors(self, name: str, rows: range) -> Vectors:
         """Read the features of some rows: [rows, F]."""
@@ -77,27 +81,37 @@ class FeaturesRows:
         return {SAMPLE: pa.array(np.concatenate(parts))}
 
     def _file(self, chunk: int) -> FeaturesFile:
-        return FeaturesFile(features_path(self._contents.store, chunk))
+        file = FeaturesFile(features_path(self._contents.store, chunk))
+        key = ("features", chunk, self._layer)
+        self._checked.check(key, lambda: file.check_layer(self._layer))
+        return file
 
 
-def features_contents(store: Path, recipe: Recipe, rows: Contents) -> FeaturesContents | None:
+def features_contents(store: Path, recipe: Recipe, rows: StoreContents) -> FeaturesContents | None:
     """Open the features of every chunk of a finished store; None where none were captured.
 
     Raises:
-        ActivationsError: a file is missing or damaged, or does not fit the others.
+        ActivationsError: a file is missing or damaged, is not the one that its chunk was written
+            with, or does not fit the others.
     """
     if recipe.transcoders_sha256 is None:
         return None
     chunk_samples, shapes = [], set()
-    for chunk in range(len(recipe_chunks(recipe))):
-        path = features_path(store, chunk)
-        if not path.exists():
-            # Every sample of the chunk was skipped.
-            chunk_samples.append(0)
+    for number in range(len(recipe_chunks(recipe))):
+        chunk = Chunk(chunk_path(store, number))
+        samples = [record.sample for record in chunk.records if record.n_rows]
+        chunk_samples.append(len(samples))
+        # Without a row there are no features; in format 1.0 no chunk names its file.
+        if chunk.features_sha256 is None and not samples:
             continue
-        file = FeaturesFile(path)
-        chunk_samples.append(len(file.sample))
-        shapes.add((tuple(file.layers), file.rows(file.layers[0], 0, 0).shape[1]))
+        if chunk.features_sha256 is None and chunk.is_sealed:
+            raise ActivationsError(
+                f"{chunk.path} names no features, and its recipe has transcoders: delete it, and "
+                "run the same capture command again to make it anew"
+            )
+        file = FeaturesFile(features_path(store, number))
+        file.check(samples, recipe.store_dtype, chunk.features_sha256)
+        shapes.add((tuple(file.layers), file.width))
     if len(shapes) != 1:
         raise ActivationsError(f"the files in {store / FEATURES_DIR} differ in layers or features")
     layers, width = shapes.pop()
@@ -108,4 +122,5 @@ def features_contents(store: Path, recipe: Recipe, rows: Contents) -> FeaturesCo
         width=width,
         layers=layers,
         chunk_samples=tuple(chunk_samples),
+        build=rows.build,
     )

@@ -1,16 +1,24 @@
-"""Rows of a capture store, read across its chunks as if it were one array."""
+"""Rows of a capture store, read across its chunks as if it were one array.
+
+A tensor is checked by its checksum when a row of it is first read: its bytes come from the disk for
+that, and the rows that are then read are still in memory.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
 import torch
 
+from builder.checked_once import checked_in
 from builder.spans import spans
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.kinds import kind_name
@@ -28,31 +36,22 @@ from llava_amber_activations.schema import (
     dataset_dtype,
 )
 from llava_amber_activations.store import Chunk, SampleRecord, chunk_path, recipe_chunks
+from llava_amber_activations.store_sums import sums_text
 
 
 class StoreRows:
     """Reads any rows of any vector of a finished store; one chunk is open at a time.
 
-    Args:
-        store: the capture store.
-        chunk_rows: rows of each chunk, in order.
-        dtype: float type to return: float16, or float32, which holds bfloat16 exactly.
-        ids, images: of each sample.
+    Raises:
+        ActivationsError: from every reading, a tensor is not as it was written.
     """
 
-    def __init__(
-        self,
-        store: Path,
-        chunk_rows: Sequence[int],
-        dtype: str,
-        ids: Sequence[int],
-        images: Sequence[str],
-    ) -> None:
-        self._store = store
-        self._ids = ids
-        self._images = images
-        self._dtype = torch.float16 if dtype == "float16" else torch.float32
-        self._starts = [0, *accumulate(chunk_rows)]
+    def __init__(self, contents: StoreContents) -> None:
+        self._contents = contents
+        # float32 holds bfloat16 exactly.
+        self._dtype = torch.float16 if contents.dtype == "float16" else torch.float32
+        self._starts = [0, *accumulate(contents.chunk_rows)]
+        self._checked = checked_in(contents.build)
         self._open: tuple[int, Chunk] | None = None
 
     def vectors(self, name: str, rows: range) -> Vectors:
@@ -65,8 +64,8 @@ class StoreRows:
         sample = self._integers(SAMPLE, rows)
         return {
             SAMPLE: pa.array(sample),
-            ID: pa.array([self._ids[number] for number in sample], pa.int32()),
-            IMAGE: pa.array([self._images[number] for number in sample], pa.string()),
+            ID: pa.array([self._contents.ids[number] for number in sample], pa.int32()),
+            IMAGE: pa.array([self._contents.images[number] for number in sample], pa.string()),
             KIND: pa.array([kind_name(code) for code in self._integers(KIND, rows)], pa.string()),
             **{
                 name: pa.array(self._integers(name, rows))
@@ -79,11 +78,15 @@ class StoreRows:
 
     def _parts(self, name: str, rows: range) -> Iterator[torch.Tensor]:
         for number, start, stop in spans(self._starts, rows):
-            yield self._chunk(number).rows(name, start, stop)
+            chunk = self._chunk(number)
+            # Format 1.0 has one checksum of all of a chunk.
+            key = (number, name if chunk.is_sealed else None)
+            self._checked.check(key, partial(chunk.check_tensor, name))
+            yield chunk.rows(name, start, stop)
 
     def _chunk(self, number: int) -> Chunk:
         if self._open is None or self._open[0] != number:
-            self._open = (number, Chunk(chunk_path(self._store, number)))
+            self._open = (number, Chunk(chunk_path(self._contents.store, number)))
         return self._open[1]
 
 
@@ -94,6 +97,8 @@ class StoreContents:
     Attributes:
         chunk_rows: rows of each chunk.
         ids, images: of each sample.
+        sha256: one checksum of all that the store says of itself, its tensors' checksums included.
+        build: names this opening of the store, in whatever process its rows are read.
     """
 
     store: Path
@@ -103,18 +108,22 @@ class StoreContents:
     chunk_rows: tuple[int, ...]
     ids: tuple[int, ...]
     images: tuple[str, ...]
+    sha256: str
+    build: str
 
     def reader(self, layer: int | None) -> StoreRows:
         """Open the store's rows; they serve every layer."""
-        return StoreRows(self.store, self.chunk_rows, self.dtype, self.ids, self.images)
+        return StoreRows(self)
 
 
 def store_contents(store: Path, recipe: Recipe, records: Sequence[SampleRecord]) -> StoreContents:
     """Open every chunk of a finished store and check that its rows are those of `samples.jsonl`.
 
+    What the chunks say of their tensors is checked here, and the tensors' bytes as they are read.
+
     Raises:
-        ActivationsError: a chunk is missing or damaged, does not have those rows, or there are
-            no rows at all.
+        ActivationsError: a chunk is missing or damaged, does not have those rows, its tensors are
+            not of the recipe's dtype and width, or there are no rows at all.
     """
     if len(records) != recipe.n_samples:
         raise ActivationsError(
@@ -122,11 +131,14 @@ def store_contents(store: Path, recipe: Recipe, records: Sequence[SampleRecord])
             "delete it, and run the same capture command again to make it anew"
         )
     chunk_rows = []
+    digest = hashlib.sha256(sums_text(store).encode())
     for number, samples in enumerate(recipe_chunks(recipe)):
         chunk = Chunk(chunk_path(store, number))
         if chunk.records != [records[sample] for sample in samples]:
             raise ActivationsError(f"{chunk.path} does not hold the samples of samples.jsonl")
+        chunk.check_rows(recipe)
         chunk_rows.append(chunk.n_rows)
+        digest.update(f"{chunk.identity}\n".encode())
     if not sum(chunk_rows):
         raise ActivationsError(f"{store} holds no rows: every sample was skipped")
     return StoreContents(
@@ -137,4 +149,6 @@ def store_contents(store: Path, recipe: Recipe, records: Sequence[SampleRecord])
         chunk_rows=tuple(chunk_rows),
         ids=tuple(record.id for record in records),
         images=tuple(record.image for record in records),
+        sha256=digest.hexdigest(),
+        build=uuid4().hex,
     )

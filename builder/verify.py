@@ -13,6 +13,7 @@ from tqdm import tqdm
 from builder.store_features import features_contents
 from builder.store_rows import store_contents
 from llava_amber_activations.errors import ActivationsError
+from llava_amber_activations.features_file import FeaturesFile, features_path
 from llava_amber_activations.files import sha256_of
 from llava_amber_activations.finite import finite_rows, finite_rows_of_array
 from llava_amber_activations.folder import (
@@ -35,17 +36,15 @@ from llava_amber_activations.schema import (
 )
 from llava_amber_activations.source import Source, open_source
 from llava_amber_activations.store import (
-    PLACE_TENSORS,
-    ROW_TENSORS,
     Chunk,
     chunk_path,
     is_store,
     read_recipe,
     read_samples,
     recipe_chunks,
-    tensors_sha256,
     vector_names,
 )
+from llava_amber_activations.store_sums import SUMS_FILE, sums_text
 
 
 @dataclass(frozen=True)
@@ -72,30 +71,39 @@ def verify(path: Path) -> Verified:
 def _verify_store(store: Path) -> Verified:
     recipe = read_recipe(store)
     records = read_samples(store)
-    features_contents(store, recipe, store_contents(store, recipe, records))
-    names = [*vector_names(recipe.n_layers), *ROW_TENSORS]
-    n_rows = 0
-    chunks = recipe_chunks(recipe)
-    for number, samples in enumerate(tqdm(chunks, unit=" chunks", desc="verify")):
+    features = features_contents(store, recipe, store_contents(store, recipe, records))
+    chunks = range(len(recipe_chunks(recipe)))
+    n_rows, n_files, sealed = 0, 0, True
+    for number in tqdm(chunks, unit=" chunks", desc="verify"):
         chunk = Chunk(chunk_path(store, number))
-        places = chunk.names & set(PLACE_TENSORS)
-        tensors = {name: chunk.rows(name) for name in (*names, *places)}
-        if tensors_sha256(tensors) != chunk.sha256:
-            raise ActivationsError(
-                f"{chunk.path} is not as it was written (its SHA-256 differs): delete it, and run "
-                "the same capture command again to make it anew"
-            )
-        expected = [s for s in samples for _ in range(records[s].n_rows)]
-        if tensors[SAMPLE].tolist() != expected:
-            raise ActivationsError(
-                f"{chunk.path} has rows of other samples than samples.jsonl says"
-            )
+        sealed &= chunk.is_sealed
+        # Format 1.0 has one checksum of all of a chunk.
+        for name in sorted(chunk.names) if chunk.is_sealed else [SAMPLE]:
+            chunk.check_tensor(name)
         for name in vector_names(recipe.n_layers):
-            shape = (len(expected), recipe.hidden_size)
-            if tensors[name].shape != shape or not finite_rows(tensors[name]).all():
-                raise ActivationsError(f"{name} of {chunk.path} is not {list(shape)} finite values")
-        n_rows += len(expected)
-    return Verified("capture store", len(chunks), n_rows, "checksums, samples, finite values")
+            if not finite_rows(chunk.rows(name)).all():
+                raise ActivationsError(f"{name} of {chunk.path} has values that are not finite")
+        n_rows += chunk.n_rows
+        n_files += 1
+        if features is not None and features.chunk_samples[number]:
+            _check_features(features_path(store, number))
+            n_files += 1
+    checks = ["checksums", "samples", "finite values"]
+    if (store / SUMS_FILE).exists():
+        n_files += len(sums_text(store).splitlines())
+    else:
+        checks.append("capture.json and samples.jsonl have no checksums in format 1.0")
+    if features is not None and not sealed:
+        checks.append("features have no checksums in format 1.0")
+    return Verified("capture store", n_files, n_rows, ", ".join(checks))
+
+
+def _check_features(path: Path) -> None:
+    file = FeaturesFile(path)
+    for layer in file.layers:
+        file.check_layer(layer)
+        if not finite_rows(file.rows(layer)).all():
+            raise ActivationsError(f"layer {layer} of {path} has values that are not finite")
 
 
 def _verify_folder(folder: Path) -> Verified:

@@ -21,7 +21,8 @@ from capture.settings import CaptureSettings
 from capture.taps import Taps
 from capture.transcoders import Encoder
 from llava_amber_activations.errors import ActivationsError
-from llava_amber_activations.store import chunk_path, features_path, write_chunk, write_features
+from llava_amber_activations.features_file import features_path, write_features
+from llava_amber_activations.store import chunk_path, write_chunk
 
 # What `--batch-size auto` begins with; on a CPU more samples at once are no faster.
 _FIRST_BATCH_SIZE = {"cpu": 8}
@@ -174,8 +175,9 @@ def _write(
 ) -> None:
     tensors, records = join_chunk(queries, batches, model, dtype)
     layers = {layer for batch in batches for layer in batch.features}
+    features_sha256 = None
     if layers:
         features, samples = join_features(batches, sorted(layers))
         # Before the chunk, whose presence says that all of it is there.
-        write_features(features_path(store, number), features, samples)
-    write_chunk(chunk_path(store, number), tensors, records, batch_size)
+        features_sha256 = write_features(features_path(store, number), features, samples)
+    write_chunk(chunk_path(store, number), tensors, records, batch_size, features_sha256)

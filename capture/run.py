@@ -23,21 +23,19 @@ from capture.settings import CaptureSettings
 from capture.store_lock import captured_into
 from capture.transcoders import load_encoders
 from llava_amber_activations.errors import ActivationsError
-from llava_amber_activations.files import write_json
 from llava_amber_activations.leftovers import is_empty_or_missing
 from llava_amber_activations.recipe import Recipe
 from llava_amber_activations.store import (
-    RESPONSES_FILE,
     Chunk,
     SampleRecord,
     chunk_path,
     chunk_ranges,
+    finish_store,
     is_store,
     missing_chunks,
     read_recipe,
     recipe_chunks,
     write_recipe,
-    write_samples,
 )
 
 
@@ -178,21 +176,6 @@ def _shares_prefixes(
     if say and settings.response_tokens is None:
         tqdm.write(f"The pictures' prefixes are not reused: {problem}", file=sys.stderr)
     return False
-
-
-def finish_store(store: Path, recipe: Recipe) -> list[SampleRecord]:
-    """Write what is gathered from all chunks: `samples.jsonl`, and the responses if there are any.
-
-    The responses are in the form that AMBER's evaluation reads.
-    """
-    records = write_samples(store, recipe)
-    answered = [record for record in records if record.response is not None]
-    if answered:
-        write_json(
-            store / RESPONSES_FILE,
-            [{"id": record.id, "response": record.response} for record in answered],
-        )
-    return records
 
 
 def adopt_recipe(store: Path, recipe: Recipe) -> None:

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from llava_amber_activations.features_file import FEATURES_DIR
 from llava_amber_activations.leftovers import capture_lock_path, sweep
 from llava_amber_activations.locks import LockHeldError, clear_dead, held, read_holder
 from llava_amber_activations.processes import this_process
-from llava_amber_activations.store import CHUNKS_DIR, FEATURES_DIR
+from llava_amber_activations.store import CHUNKS_DIR
 
 # How long a rank tries: two launches that begin at once may both step back before one goes on.
 _PATIENCE_SECONDS = 2.0

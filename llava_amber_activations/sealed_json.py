@@ -16,8 +16,8 @@ from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.recipe import minor_version
 
 SEAL = "self_sha256"
-# Format 1.0 had none.
-_FIRST_SEALED_MINOR = 1
+# Format 1.0 had no checksums of its small files.
+FIRST_SEALED_MINOR = 1
 
 
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def check_seal(value: Mapping[str, Any], where: object, advice: str) -> None:
         ActivationsError: it is missing or wrong.
     """
     if SEAL not in value:
-        if minor_version(value.get("format_version", "1.0")) < _FIRST_SEALED_MINOR:
+        if minor_version(value.get("format_version", "1.0")) < FIRST_SEALED_MINOR:
             return
         raise ActivationsError(f"{where} lacks its own checksum ({SEAL}): {advice}")
     others = {key: item for key, item in value.items() if key != SEAL}

@@ -2,24 +2,24 @@
 
     STORE/
       capture.json                        the recipe
-      responses.json                      AMBER's evaluation form, where responses were generated
-      samples.jsonl                       one line a sample; written when the last chunk is there
-      features/features-00000.safetensors features_00 …: [samples, F]; sample: int32 [samples]
       chunks/chunk-00000.safetensors      x_00 …, mlp_out_00 …: [rows, H]
                                           sample, position, token_id, kind (its code),
                                           patch_row, patch_col: int32 [rows]
+      features/features-00000.safetensors of a chunk, where there are transcoders (`features_file`)
+      samples.jsonl                       one line a sample; written when the last chunk is there
+      responses.json                      AMBER's evaluation form, where responses were generated
+      SHA256SUMS                          of the three files above that are JSON; written last
 
 A chunk covers a fixed range of samples and appears whole or not at all. Its safetensors header
-carries, under the one metadata key `chunk`, the records of its samples, the SHA-256 of its tensors
-and the batch size that it was captured with. (One key, because the order in which several are
-written is not defined, and equal chunks
-must be equal files.)
+carries, under the metadata key `chunk`, the records of its samples, the batch size that it was
+captured with, the checksum of its features, and what `tensor_file` says: the SHA-256 of each
+tensor, and one over all of this. A store without SHA256SUMS is unfinished, unless it is of format
+1.0, which had none.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,28 +27,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from llava_amber_activations.checked_values import INT32_MAX, check_number, check_sha256
 from llava_amber_activations.errors import ActivationsError
-from llava_amber_activations.files import write_json, write_text, written_whole
+from llava_amber_activations.files import write_json, write_text
+from llava_amber_activations.kinds import KINDS
 from llava_amber_activations.layers import mlp_out_name, x_name
-from llava_amber_activations.recipe import Recipe
+from llava_amber_activations.recipe import Recipe, minor_version
+from llava_amber_activations.sealed_json import FIRST_SEALED_MINOR
+from llava_amber_activations.store_sums import (
+    RECIPE_FILE,
+    RESPONSES_FILE,
+    SAMPLES_FILE,
+    SUMS_FILE,
+    check_sums,
+    write_sums,
+)
+from llava_amber_activations.tensor_file import TensorFile, write_tensors
 from llava_amber_activations.typed_json import parse_json_object, read_object
 
-RECIPE_FILE = "capture.json"
-SAMPLES_FILE = "samples.jsonl"
-RESPONSES_FILE = "responses.json"
 CHUNKS_DIR = "chunks"
-FEATURES_DIR = "features"
 SAMPLE, POSITION, TOKEN_ID = "sample", "position", "token_id"
 KIND, PATCH_ROW, PATCH_COL = "kind", "patch_row", "patch_col"
 ROW_TENSORS = (SAMPLE, POSITION, TOKEN_ID)
 # Stores that other programs write may lack these; -1 then stands for every row.
 PLACE_TENSORS = (KIND, PATCH_ROW, PATCH_COL)
 _METADATA_KEY = "chunk"
-_FEATURES = "features_"
+_REMEDY = "delete it, and run the same capture command again to make it anew"
 
 
 @dataclass(frozen=True)
@@ -115,53 +120,6 @@ def chunk_path(store: Path, chunk: int) -> Path:
     return store / CHUNKS_DIR / f"chunk-{chunk:05d}.safetensors"
 
 
-def features_path(store: Path, chunk: int) -> Path:
-    """Return the path of a chunk's transcoder features."""
-    return store / FEATURES_DIR / f"features-{chunk:05d}.safetensors"
-
-
-def features_name(layer: int) -> str:
-    """Name of a layer's features in a features file: `features_05`."""
-    return f"{_FEATURES}{layer:02d}"
-
-
-def write_features(path: Path, features: Mapping[int, torch.Tensor], sample: torch.Tensor) -> None:
-    """Write a chunk's features, whole or not at all.
-
-    Args:
-        features: of each layer, [samples, F].
-        sample: int32 [samples], those of the chunk's samples that have rows.
-    """
-    tensors = {features_name(layer): tensor for layer, tensor in features.items()}
-    _save(path, {**tensors, SAMPLE: sample})
-
-
-class FeaturesFile:
-    """A chunk's features, open for reading.
-
-    Raises:
-        ActivationsError: the file is missing, truncated or not a features file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        try:
-            self._file = safe_open(path, framework="pt")
-            self.sample: torch.Tensor = self._file.get_tensor(SAMPLE)
-            names = set(self._file.keys()) - {SAMPLE}
-            self.layers = sorted(int(name.removeprefix(_FEATURES)) for name in names)
-        except (SafetensorError, OSError, ValueError) as error:
-            raise ActivationsError(
-                f"{path} is missing or damaged ({error}): delete it and the chunk of its number, "
-                "and run the same capture command again to make them anew"
-            ) from None
-
-    def rows(self, layer: int, start: int = 0, stop: int | None = None) -> torch.Tensor:
-        """Read samples `start` … `stop` of a layer's features: [samples, F]."""
-        stop = len(self.sample) if stop is None else stop
-        rows: torch.Tensor = self._file.get_slice(features_name(layer))[start:stop]
-        return rows
-
-
 def chunk_ranges(n_samples: int, chunk_samples: int) -> list[range]:
     """Return the samples of every chunk: fixed ranges, whatever the number of processes."""
     starts = range(0, n_samples, chunk_samples)
@@ -190,6 +148,7 @@ def write_chunk(
     tensors: Mapping[str, torch.Tensor],
     records: Sequence[SampleRecord],
     batch_size: int | None = None,
+    features_sha256: str | None = None,
 ) -> None:
     """Write one chunk, whole or not at all; equal contents give equal bytes.
 
@@ -197,45 +156,36 @@ def write_chunk(
         tensors: those of the module's docstring, contiguous, on the CPU.
         records: of the chunk's samples, in order.
         batch_size: most samples of a forward pass, where the chunk was captured.
+        features_sha256: what `write_features` returned, where the chunk has features.
     """
-    metadata: dict[str, Any] = {
-        "samples": [dataclasses.asdict(record) for record in records],
-        "sha256": tensors_sha256(tensors),
-    }
-    if batch_size is not None:
-        metadata["batch_size"] = batch_size
-    _save(path, tensors, {_METADATA_KEY: json.dumps(metadata)})
-
-
-def _save(
-    path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None
-) -> None:
-    with written_whole(path) as partial:
-        try:
-            save_file(dict(tensors), partial, metadata=metadata)
-        except SafetensorError as error:
-            raise ActivationsError(f"cannot write {path}: {error}") from None
-
-
-def tensors_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Return the SHA-256 over the bytes of `tensors` in the order of their names."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(tensors[name].contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    header: dict[str, Any] = {"samples": [dataclasses.asdict(record) for record in records]}
+    for name, value in (("batch_size", batch_size), ("features_sha256", features_sha256)):
+        if value is not None:
+            header[name] = value
+    write_tensors(path, tensors, _METADATA_KEY, header)
 
 
 @dataclass(frozen=True)
 class _ChunkHeader:
-    """What a chunk says of itself: its samples' records, and the checksum of its tensors."""
+    """What a chunk says of itself beside the checksums of its tensors."""
 
     samples: tuple[SampleRecord, ...]
-    sha256: str
     batch_size: int | None = None
+    features_sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        check_number("batch_size", self.batch_size, 1, INT32_MAX)
+        check_sha256("features_sha256", self.features_sha256)
 
 
 class Chunk:
     """One chunk, open for reading; nothing is read before it is asked for.
+
+    Attributes:
+        names: of its tensors.
+        records: of its samples, in order.
+        features_sha256: of the file of its features; None where it has none, and in format 1.0.
+        identity: one checksum of all that it holds.
 
     Raises:
         ActivationsError: the file is missing, truncated or not a chunk.
@@ -244,28 +194,20 @@ class Chunk:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._file = safe_open(path, framework="pt")
-            metadata = (self._file.metadata() or {})[_METADATA_KEY]
+            self._file = TensorFile(path, _METADATA_KEY, _REMEDY)
         except FileNotFoundError:
             raise ActivationsError(
                 f"{path} is missing: run the same capture command again to make it"
             ) from None
-        except (SafetensorError, KeyError, OSError) as error:
-            raise ActivationsError(
-                f"{path} is damaged ({type(error).__name__}: {error}): delete it, "
-                "and run the same capture command again to make it anew"
-            ) from None
-        try:
-            value = parse_json_object(metadata, "its header")
-            header = read_object(_ChunkHeader, value, "its header", "a chunk's")
-        except ActivationsError as error:
-            raise ActivationsError(
-                f"{path} is damaged ({error}): delete it, and run the same capture command again "
-                "to make it anew"
-            ) from None
-        self.sha256 = header.sha256
+        if not self._file.has_checksums:
+            raise self._file.damaged("its header holds no checksums")
+        header: _ChunkHeader = self._file.read_header(_ChunkHeader)
         self.records = list(header.samples)
-        self.names = set(self._file.keys())
+        self.batch_size = header.batch_size
+        self.features_sha256 = header.features_sha256
+        self.names = self._file.names
+        self.is_sealed = self._file.is_sealed
+        self.identity = self._file.identity
 
     @property
     def n_rows(self) -> int:
@@ -283,27 +225,53 @@ class Chunk:
         stop = self.n_rows if stop is None else stop
         if name not in self.names and name in PLACE_TENSORS:
             return torch.full((stop - start,), -1, dtype=torch.int32)
-        if name not in self.names:
-            raise ActivationsError(
-                f"{self.path} has no tensor {name}: it is not a chunk of this store"
-            )
-        rows: torch.Tensor = self._file.get_slice(name)[start:stop]
-        return rows
+        return self._file.rows(name, start, stop)
+
+    def check_tensor(self, name: str) -> None:
+        """Check a tensor's bytes, all of them; in format 1.0 those of the whole chunk.
+
+        Raises:
+            ActivationsError: they are not as they were written.
+        """
+        if name in self.names or name not in PLACE_TENSORS:
+            self._file.check_tensor(name)
+
+    def check_rows(self, recipe: Recipe) -> None:
+        """Check the dtype and the shape of every tensor, and whose rows the chunk holds.
+
+        Raises:
+            ActivationsError: they are not those of the recipe and of the chunk's own records.
+        """
+        n_rows = self.n_rows
+        for name in vector_names(recipe.n_layers):
+            self._file.check_form(name, recipe.store_dtype, n_rows, recipe.hidden_size)
+        places = [name for name in PLACE_TENSORS if name in self.names]
+        for name in (*ROW_TENSORS, *places):
+            self._file.check_form(name, "int32", n_rows)
+        expected = [record.sample for record in self.records for _ in range(record.n_rows)]
+        if self.rows(SAMPLE).tolist() != expected:
+            raise self._file.damaged("it has rows of other samples than its header says")
+        kinds = self.rows(KIND)
+        if n_rows and not -1 <= int(kinds.min()) <= int(kinds.max()) < len(KINDS):
+            raise self._file.damaged("it has rows of an unknown kind")
 
 
 def read_samples(store: Path) -> list[SampleRecord]:
     """Read the records of a finished store.
 
     Raises:
-        ActivationsError: the capture is not finished, or the file is damaged.
+        ActivationsError: the capture is not finished, or one of the files that SHA256SUMS is of is
+            damaged.
     """
     path = store / SAMPLES_FILE
-    if not path.is_file():
-        missing = missing_chunks(store, read_recipe(store))
+    recipe = read_recipe(store)
+    if not is_finished(store, recipe):
+        missing = len(missing_chunks(store, recipe))
         raise ActivationsError(
-            f"the capture in {store} is not finished ({len(missing)} chunks are missing): "
-            "run the same capture command again"
+            f"the capture in {store} is not finished ({missing} chunks are missing): run the same "
+            "capture command again"
         )
+    check_sums(store)
     records = []
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         where = f"{path} line {number}"
@@ -312,9 +280,27 @@ def read_samples(store: Path) -> list[SampleRecord]:
     return records
 
 
-def write_samples(store: Path, recipe: Recipe) -> list[SampleRecord]:
-    """Gather the samples' records from the chunks of a complete store into `samples.jsonl`."""
+def is_finished(store: Path, recipe: Recipe) -> bool:
+    """Whether the last file of a store is there, which says that all are."""
+    return (store / SAMPLES_FILE).is_file() and (
+        (store / SUMS_FILE).is_file() or minor_version(recipe.format_version) < FIRST_SEALED_MINOR
+    )
+
+
+def finish_store(store: Path, recipe: Recipe) -> list[SampleRecord]:
+    """Write what is gathered from the chunks of a complete store.
+
+    The samples' records, the responses where there are any, in the form that AMBER's evaluation
+    reads, and last the checksums of both and of the recipe.
+    """
     chunks = range(len(recipe_chunks(recipe)))
     records = [record for chunk in chunks for record in Chunk(chunk_path(store, chunk)).records]
     write_text(store / SAMPLES_FILE, "".join(record.to_line() + "\n" for record in records))
+    answered = [record for record in records if record.response is not None]
+    if answered:
+        write_json(
+            store / RESPONSES_FILE,
+            [{"id": record.id, "response": record.response} for record in answered],
+        )
+    write_sums(store)
     return records

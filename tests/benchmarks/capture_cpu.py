@@ -38,10 +38,10 @@ from capture.pipeline import make_chunks
 from capture.prompts import make_prompts
 from capture.provenance import make_recipe
 from capture.queries import read_queries
-from capture.run import adopt_recipe, finish_store
+from capture.run import adopt_recipe
 from capture.settings import CaptureSettings
 from capture.tiny_model import make_tiny_llava
-from llava_amber_activations.store import recipe_chunks
+from llava_amber_activations.store import finish_store, recipe_chunks
 
 N_SAMPLES = 12
 REPEATS = 5

@@ -16,11 +16,11 @@ from llava_amber_activations.recipe import Recipe
 from llava_amber_activations.store import (
     SampleRecord,
     chunk_path,
+    finish_store,
     recipe_chunks,
     vector_names,
     write_chunk,
     write_recipe,
-    write_samples,
 )
 
 CHUNK_SAMPLES = 64
@@ -87,7 +87,7 @@ def make_store(folder: Path, shape: Shape, seed: int = 0) -> Path:
             for s in samples
         ]
         write_chunk(chunk_path(folder, number), tensors, records)
-    write_samples(folder, recipe)
+    finish_store(folder, recipe)
     return folder
 
 

@@ -8,9 +8,9 @@ from llava_amber_activations.recipe import Recipe
 from llava_amber_activations.store import (
     SampleRecord,
     chunk_path,
+    finish_store,
     write_chunk,
     write_recipe,
-    write_samples,
 )
 
 N_LAYERS, WIDTH = 4, 8
@@ -62,7 +62,7 @@ def make_small_store():
                 for sample in samples
             ]
             write_chunk(chunk_path(store, chunk), tensors, records)
-        write_samples(store, recipe)
+        finish_store(store, recipe)
         return store
 
     return make

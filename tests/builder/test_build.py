@@ -11,10 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from format_1_0 import make_manifest_1_0, make_store_1_0
 from manifests import seal
 from safetensors.torch import load_file
+from tensor_bytes import first_byte
 
 from builder.build import build
+from builder.verify import verify
 from llava_amber_activations import ActivationsError
 
 
@@ -171,6 +174,78 @@ def test_refusals(last_store, tmp_path):
     (store / "samples.jsonl").unlink()
     refused(store, tmp_path / "dataset", "not finished .1 chunks are missing")
     refused(tmp_path / "taken", tmp_path / "dataset", "not a capture store")
+
+
+def flip(path, at):
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("most_threads", [0, 4], ids=["processes", "threads"])
+@pytest.mark.parametrize("configs", [["default"], ["all_layers"], ["default", "all_layers"]])
+def test_a_flipped_value_is_not_vouched_for(
+    small_store, tmp_path, monkeypatch, most_threads, configs
+):
+    """Read for a shard or for the statistics alone: no folder, and the chunk is named."""
+    monkeypatch.setattr("builder.shards._MOST_THREADS", most_threads)
+    store = tmp_path / "store"
+    shutil.copytree(small_store, store)
+    path = store / "chunks" / "chunk-00001.safetensors"
+    before = sorted(tmp_path.iterdir())
+    flip(path, first_byte(path, "x_03"))
+    with pytest.raises(ActivationsError, match=r"chunk-00001\.safetensors is damaged .x_03 is"):
+        build(store, tmp_path / "dataset", configs=configs, num_proc=1)
+    assert sorted(tmp_path.iterdir()) == before
+    flip(path, first_byte(path, "x_03"))
+    build(store, tmp_path / "dataset", configs=configs)
+
+
+def test_every_tensor_is_checked_by_build(small_store, tmp_path):
+    """A bit of each, of vectors and of columns of integers."""
+    store = tmp_path / "store"
+    shutil.copytree(small_store, store)
+    path = store / "chunks" / "chunk-00000.safetensors"
+    names = sorted(load_file(path))
+    assert len(names) == 11
+    for name in names:
+        flip(path, first_byte(path, name))
+        with pytest.raises(ActivationsError, match=r"chunk-00000\.safetensors is damaged"):
+            build(store, tmp_path / name)
+        flip(path, first_byte(path, name))
+
+
+def test_each_tensor_is_checked_once(all_store, tmp_path, monkeypatch):
+    """In a process, however many shards and layers are made of it."""
+    from llava_amber_activations import tensor_file
+
+    checked = Counter()
+
+    def count(file, name, check=tensor_file.TensorFile.check_tensor):
+        checked[file.path.name, name] += 1
+        check(file, name)
+
+    monkeypatch.setattr(tensor_file.TensorFile, "check_tensor", count)
+    build(all_store, tmp_path / "dataset", max_shard_size="1MB")
+    assert len(checked) == 3 * (64 + 6) and set(checked.values()) == {1}
+
+
+def test_a_store_of_format_1_0(last_store, tmp_path, last_dataset):
+    """Its values are built as ever, checked by the checksums that it has."""
+    store = make_store_1_0(shutil.copytree(last_store, tmp_path / "store"))
+    found = verify(store)
+    assert found.n_rows == 8 and "no checksums in format 1.0" in found.checks
+    build(store, tmp_path / "dataset")
+    for path in sorted((last_dataset / "data").iterdir()):
+        assert path.read_bytes() == (tmp_path / "dataset" / "data" / path.name).read_bytes()
+    make_manifest_1_0(tmp_path / "dataset")
+    assert verify(tmp_path / "dataset").n_rows == 8
+    flip(store / "chunks" / "chunk-00001.safetensors", -1)
+    for refuse in (verify, lambda store: build(store, tmp_path / "flipped")):
+        with pytest.raises(
+            ActivationsError, match=r"chunk-00001\.safetensors is damaged .it is not"
+        ):
+            refuse(store)
 
 
 def test_a_killed_build_leaves_no_folder(last_store, tmp_path, monkeypatch):

@@ -1,7 +1,6 @@
 """verify, beyond checksums: every config and column, every byte of a header, features."""
 
 import hashlib
-import re
 import shutil
 
 import numpy as np
@@ -116,18 +115,12 @@ def test_any_damaged_file(folder):
 
 
 def test_any_damaged_byte_of_a_chunks_header(store):
-    """Names, sizes, checksums, the samples' records: always one sentence that names the chunk.
-
-    Only the name of a field that is null may be damaged unseen: no reader is told another thing.
-    """
+    """Names, sizes, checksums, the samples' records: always one sentence that names the chunk."""
     path = store / "chunks" / "chunk-00001.safetensors"
     content = path.read_bytes()
-    nulls = [
-        range(found.start(), found.end())
-        for found in re.finditer(rb'[^"]+(?=\\": null)', content[:900])
-    ]
-    for at in range(0, 900, 3):
-        if any(at in name for name in nulls):
+    size = 8 + int.from_bytes(content[:8], "little")
+    for at in range(0, size, 3):
+        if content[at : at + 1] == b" ":
             continue
         damaged = bytearray(content)
         damaged[at] ^= 1 << at % 8

@@ -6,7 +6,9 @@ import shutil
 import pytest
 import torch
 from datasets import load_dataset
+from format_1_0 import make_store_1_0
 from safetensors.torch import load_file
+from tensor_bytes import first_byte
 from torch import nn
 
 from builder.build import build
@@ -97,6 +99,50 @@ def test_skipped_samples_have_no_features(make_store, checkpoints, image_dir, tm
     build(store, tmp_path / "dataset")
     split = load_dataset(str(tmp_path / "dataset"), "clt_features", split="L4")
     assert split["sample"][:] == [0, 2, 6, 7]
+
+
+@pytest.fixture(scope="module")
+def features_store(make_store, checkpoints):
+    """A finished store with features of three chunks."""
+    return make_store(transcoders=checkpoints)
+
+
+def test_features_are_under_checksums(features_store, tmp_path):
+    """A flipped bit, a file that is gone or another chunk's: neither verify nor build passes it."""
+    store = shutil.copytree(features_store, tmp_path / "store")
+    assert verify(store).n_files == 3 + 3 + 2
+    path = store / "features" / "features-00001.safetensors"
+    content = path.read_bytes()
+
+    def refused(match):
+        for refuse in (verify, lambda store: build(store, tmp_path / "dataset")):
+            with pytest.raises(ActivationsError, match=match):
+                refuse(store)
+        assert not (tmp_path / "dataset").exists()
+
+    at = first_byte(path, "features_30")
+    path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    refused(r"features-00001\.safetensors is damaged .features_30 is not as it was written")
+    path.write_bytes((store / "features" / "features-00000.safetensors").read_bytes())
+    refused(r"features-00001\.safetensors is damaged .it is not the one that its chunk")
+    path.unlink()
+    refused(r"features-00001\.safetensors is missing: delete it and the chunk of its number")
+    path.write_bytes(content)
+    verify(store)
+
+
+def test_features_of_format_1_0(features_store, tmp_path):
+    """They have no checksums, which verify says; but they are there, and of the right samples."""
+    store = make_store_1_0(shutil.copytree(features_store, tmp_path / "store"))
+    assert "features have no checksums in format 1.0" in verify(store).checks
+    build(store, tmp_path / "dataset")
+    path = store / "features" / "features-00001.safetensors"
+    path.write_bytes((store / "features" / "features-00000.safetensors").read_bytes())
+    with pytest.raises(ActivationsError, match="features of other samples"):
+        build(store, tmp_path / "other")
+    path.unlink()
+    with pytest.raises(ActivationsError, match=r"features-00001\.safetensors is missing"):
+        verify(store)
 
 
 def test_the_recipe_names_the_checkpoints(make_store, checkpoints, tmp_path):

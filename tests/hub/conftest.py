@@ -12,9 +12,9 @@ from llava_amber_activations.recipe import Recipe
 from llava_amber_activations.store import (
     SampleRecord,
     chunk_path,
+    finish_store,
     write_chunk,
     write_recipe,
-    write_samples,
 )
 
 N_LAYERS = 32
@@ -52,7 +52,7 @@ def make_random_store(store, n_rows, width):
             for number in samples
         ]
         write_chunk(chunk_path(store, chunk), tensors, records)
-    write_samples(store, recipe)
+    finish_store(store, recipe)
     return store
 
 
