@@ -1,4 +1,8 @@
-"""`export.json`: what an export folder is an export of, and with which options."""
+"""`export.json`: what an export folder is an export of, and with which options.
+
+It carries its own checksum (`sealed_json`), and the version of the format that has one: what an
+import takes for the recipe of its data is what `export` wrote. Release 1.0 wrote neither.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,8 @@ from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files import write_json
 from llava_amber_activations.folder import Manifest
 from llava_amber_activations.leftovers import is_empty_or_missing
-from llava_amber_activations.recipe import Recipe
+from llava_amber_activations.recipe import FORMAT_VERSION, Recipe, check_format_version
+from llava_amber_activations.sealed_json import check_seal, sealed
 from llava_amber_activations.typed_json import parse_json_object, read_object
 
 
@@ -47,17 +52,21 @@ class ExportNote:
         check_sha256("data_sha256", self.data_sha256)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the note as a JSON object."""
+        """Return the note as a JSON object, its own checksum last."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {**fields, "layers": list(self.layers), "recipe": self.recipe.to_json()}
+        others = {"layers": list(self.layers), "recipe": self.recipe.to_json()}
+        return sealed({"format_version": FORMAT_VERSION, **fields, **others})
 
     @classmethod
     def from_json(cls, value: dict[str, Any], where: object) -> ExportNote:
         """Read a note back.
 
         Raises:
-            ActivationsError: a key is missing or of another type; the message names `where`.
+            ActivationsError: it is not as it was written, or a key is missing or of another type;
+                the message names `where`.
         """
+        check_format_version(value.get("format_version", "1.0"), where)
+        check_seal(value, where, "export again into a new folder, or copy the folder again")
         return read_object(cls, value, where, "a note of export")
 
 

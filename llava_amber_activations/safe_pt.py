@@ -142,7 +142,7 @@ def _check_zip(file: BinaryIO, path: Path, file_bytes: int) -> bool:
     storages = read_program(program, path, file_bytes).storages
     sizes = {key: f"{prefix}data/{key}" for key in storages}
     for key, name in sizes.items():
-        if name not in records or records[name].file_size < storages[key]:
+        if name not in records or records[name].file_size != storages[key]:
             held = records[name].file_size if name in records else 0
             raise refusal(
                 path,

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from datasets import load_dataset
+from manifests import seal
 from safetensors import safe_open
 
 from builder.export import export
@@ -185,8 +186,26 @@ def test_export_note_that_was_changed(small_dataset, tmp_path, change):
     """export.json is read into typed values: one sentence that names it."""
     export(small_dataset, tmp_path / "pt", layout="layers")
     path = tmp_path / "pt" / "export.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    note = {**json.loads(path.read_text()), **change}
+    path.write_text(json.dumps({**note, "self_sha256": seal(note)}))
     with pytest.raises(ActivationsError, match=r"export\.json"):
         import_pt(tmp_path / "pt", tmp_path / "dataset")
     with pytest.raises(ActivationsError, match=r"export\.json"):
         export(small_dataset, tmp_path / "pt", layout="layers")
+
+
+def test_export_note_has_its_own_checksum(small_dataset, tmp_path):
+    """A recipe that was changed is none that `export` wrote; release 1.0 wrote no checksum."""
+    export(small_dataset, tmp_path / "pt", layout="layers")
+    path = tmp_path / "pt" / "export.json"
+    note = json.loads(path.read_text())
+    assert note["self_sha256"] == seal(note)
+    changed = {**note, "recipe": {**note["recipe"], "model": "another/model"}}
+    for key in (None, "self_sha256", "format_version"):
+        damaged = {name: value for name, value in changed.items() if name != key}
+        path.write_text(json.dumps(damaged))
+        with pytest.raises(ActivationsError, match=r"export\.json .*checksum"):
+            import_pt(tmp_path / "pt", tmp_path / "dataset")
+    old = {name: changed[name] for name in note if name not in ("self_sha256", "format_version")}
+    path.write_text(json.dumps(old))
+    assert import_pt(tmp_path / "pt", tmp_path / "dataset").recipe.model == "another/model"

@@ -1,6 +1,7 @@
 """`.pt` folders that cannot be imported: one sentence that names the file, and nothing written."""
 
 import random
+import zipfile
 
 import pytest
 import torch
@@ -161,3 +162,16 @@ def test_sample_files_that_do_not_fit(write_samples_layout, tmp_path, activation
     write_samples_layout(tmp_path / "pt")
     torch.save({"activations": activations}, tmp_path / "pt" / "sample_0001.pt")
     refused(tmp_path / "pt", tmp_path / "dataset", match)
+
+
+def test_storage_with_more_bytes_than_its_tensors_need(write_samples_layout, tmp_path):
+    """Whole by the checksums of its zip: bytes put in before the values would shift all of them."""
+    write_samples_layout(tmp_path / "pt")
+    path = tmp_path / "pt" / "sample_0001.pt"
+    with zipfile.ZipFile(path) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    storage = next(name for name in records if name.endswith("data/1"))
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in records.items():
+            archive.writestr(name, b"\0" * 4 * (name == storage) + content)
+    refused(tmp_path / "pt", tmp_path / "dataset", r"sample_0001\.pt .*storage 1 .* has 36")
