@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import constants
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -111,6 +113,12 @@ def load_model(
             device_map=device_map,
         )
     except (OSError, ValueError, KeyError) as error:
+        if constants.HF_HUB_OFFLINE and not Path(name).is_dir():
+            raise ActivationsError(
+                f"cannot load the model {name}: HF_HUB_OFFLINE is set, and the cache of this "
+                f"machine ({constants.HF_HUB_CACHE}) does not hold it whole. Where there is a "
+                f"connection, run `hf download {name}` with the same HF_HOME"
+            ) from None
         reason = " ".join(str(error).split())
         raise ActivationsError(
             f"cannot load the model {name}: {reason}. Give a folder that holds a vision-language "

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
+from huggingface_hub import constants
 from huggingface_hub.errors import (
     EntryNotFoundError,
+    FileMetadataError,
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
     LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -46,6 +50,8 @@ def hub_errors(repo_id: str, doing: str) -> Iterator[None]:
     cannot = f"cannot {doing} {repo_id} on the Hub"
     try:
         yield
+    except OfflineModeIsEnabled:
+        raise ActivationsError(f"{cannot}: {_offline(repo_id, doing)}") from None
     except GatedRepoError:
         raise ActivationsError(
             f"{cannot}: it is gated. Ask for access on its page, and {_LOG_IN}"
@@ -69,11 +75,16 @@ def hub_errors(repo_id: str, doing: str) -> Iterator[None]:
         if isinstance(error.__cause__, HfHubHTTPError):
             # An upload that failed is a RuntimeError from the answer that it failed with.
             raise ActivationsError(f"{cannot}: {_status(error.__cause__)}") from None
-        if not _is_connection(error) and not _is_connection(error.__cause__):
-            raise
-        raise ActivationsError(
-            f"{cannot}: no answer ({_first_line(error)}). Check the connection and run it again"
-        ) from None
+        if _is_connection(error) or _is_connection(error.__cause__):
+            raise ActivationsError(
+                f"{cannot}: no answer ({_first_line(error)}). Check the connection and run it again"
+            ) from None
+        if _is_answer(error):
+            raise ActivationsError(
+                f"{cannot}: its answer makes no sense ({_first_line(error)}). Check "
+                "HF_ENDPOINT and the proxies on the way, and run it again"
+            ) from None
+        raise
 
 
 def retried(call: Callable[[], _T], waits: Sequence[float] = _WAITS) -> _T:
@@ -119,11 +130,34 @@ def _asked_to_wait(error: Exception) -> float | None:
 
 
 def _is_connection(error: BaseException | None) -> bool:
-    # httpx (or httpx2, by the release of huggingface_hub) is the Hub client's own matter.
     if isinstance(error, ConnectionError):
-        return True
+        return not isinstance(error, OfflineModeIsEnabled)
+    # The client compares a downloaded file's size with what was announced.
+    short = isinstance(error, OSError) and "Consistency check failed" in str(error)
+    return short or _is_of_http(error, "TransportError")
+
+
+def _is_answer(error: BaseException) -> bool:
+    """Whether an answer came that is none: a circle of redirects, no JSON, no commit."""
+    kinds = (json.JSONDecodeError, FileMetadataError)
+    return isinstance(error, kinds) or _is_of_http(error, "RequestError")
+
+
+def _is_of_http(error: BaseException | None, name: str) -> bool:
+    # httpx (or httpx2, by the release of huggingface_hub) is the Hub client's own matter.
     names = {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(error).__mro__}
-    return bool(names & {"httpx.TransportError", "httpx2.TransportError"})
+    return bool(names & {f"httpx.{name}", f"httpx2.{name}"})
+
+
+def _offline(repo_id: str, doing: str) -> str:
+    if doing != "read":
+        return "HF_HUB_OFFLINE is set. Unset it, or run it where there is a connection"
+    repo = repo_id.removeprefix("hf://datasets/").partition("@")[0]
+    return (
+        f"HF_HUB_OFFLINE is set, and the cache of this machine ({constants.HF_HUB_CACHE}) does not "
+        f"hold it. Where there is a connection, run `hf download {repo} --repo-type dataset`, or "
+        "open it once, with the same HF_HOME"
+    )
 
 
 def _status(error: HfHubHTTPError) -> str:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+from datasets.data_files import DataFilesDict, DataFilesList
 
 from llava_amber_activations.dataset_builder import LlavaAmberActivations
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.footers import expected_of
-from llava_amber_activations.hub import retried
 from llava_amber_activations.layer_rows import layer_shards, view_of
 from llava_amber_activations.layer_stream import layer_stream, remember_stream
 from llava_amber_activations.layers import split_name
@@ -57,16 +57,18 @@ def load_activations(
     urls = [opened.url(path) for path in shards]
     split = split_name(layer)
     with source_errors(opened.name, opened.root), _missing_files():
-        builder = retried(
-            lambda: LlavaAmberActivations(
-                dataset_name="llava_amber_activations",
-                data_files={"train": urls},
-                hash=_content_hash([opened.manifest.files[path].sha256 for path in shards]),
-                cache_dir=None if cache_dir is None else str(cache_dir),
-                n_targets=view.n_targets,
-                first_target=first_target,
-                layers=[layer],
-            )
+        # What is prepared is named after what is in it, not after where it came from: it is found
+        # again offline, where the shards have no address. They are listed, so nobody is asked.
+        files = DataFilesList(urls, origin_metadata=[("",)] * len(urls))
+        builder = LlavaAmberActivations(
+            dataset_name="llava_amber_activations",
+            config_id=f"{split}-{view.n_targets}-{first_target}",
+            data_files=DataFilesDict({"train": files}),
+            hash=_content_hash([opened.manifest.files[path].sha256 for path in shards]),
+            cache_dir=None if cache_dir is None else str(cache_dir),
+            n_targets=view.n_targets,
+            first_target=first_target,
+            layers=[layer],
         )
         builder.expected = expected_of(opened, shards)
         if streaming:

@@ -41,8 +41,16 @@ class Source:
         return not is_remote(self.root)
 
     def url(self, path: str) -> str:
-        """Return the address of a file of the folder, as `datasets` and fsspec take it."""
-        return f"{self.root}/{path}"
+        """Return the address of a file of the folder, as `datasets` and fsspec take it.
+
+        It is a path where the file lies in this machine's cache of the Hub.
+        """
+        address = f"{self.root}/{path}"
+        if self.is_local:
+            return address
+        from llava_amber_activations.hub_files import copy_in_cache
+
+        return copy_in_cache(address) or address
 
     def read_bytes(self, path: str) -> bytes:
         """Read a small file of the folder.
@@ -51,7 +59,7 @@ class Source:
             ActivationsError: it is missing, or the Hub does not answer.
         """
         with source_errors(self.name, self.root):
-            return _read(self.url(path))
+            return _read(f"{self.root}/{path}")
 
     def open_parquet(self, path: str) -> pq.ParquetFile:
         """Open a Parquet file of the folder.
