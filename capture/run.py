@@ -182,12 +182,21 @@ def adopt_recipe(store: Path, recipe: Recipe) -> None:
     """Begin a store with `recipe`, or check that it was begun with the same one.
 
     Raises:
-        ActivationsError: the store was made by another recipe; names what differs.
+        ActivationsError: the store was made by another recipe, or in another format; names what
+            differs.
     """
     if not is_store(store):
         write_recipe(store, recipe)
         return
-    differences = read_recipe(store).differences(recipe)
+    begun = read_recipe(store)
+    if begun.format_version != recipe.format_version:
+        raise ActivationsError(
+            f"{store} was captured in format {begun.format_version}, and this release captures in "
+            f"format {recipe.format_version}: one store cannot mix the two, in which pictures are "
+            "read otherwise and not all that decides the values is recorded. It stays readable; "
+            "capture into a new folder"
+        )
+    differences = begun.differences(recipe)
     if differences:
         raise ActivationsError(
             f"{store} was captured with another recipe: {', '.join(differences)}. "

@@ -1,9 +1,11 @@
 """The pipeline: workers, batches that do not fit, batches of similar length, errors behind."""
 
+import json
 import shutil
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch._dynamo.utils import counters
 
@@ -13,6 +15,11 @@ from capture.preparation import plan_batches
 from capture.prompts import make_prompts
 from capture.queries import read_queries
 from llava_amber_activations import ActivationsError
+
+
+def batch_size_of(path):
+    with safe_open(path, framework="pt") as file:
+        return json.loads(file.metadata()["chunk"])["batch_size"]
 
 
 def chunks_of(store):
@@ -49,6 +56,29 @@ def test_auto_halves_until_it_fits(make_store, small_memory, tmp_path):
     two = make_store(tmp_path / "two", batch_size=2, chunk_samples=4)
     assert small_memory == [2, 2, 2, 2]
     assert chunks_of(store) == chunks_of(two)
+
+
+def test_auto_says_what_each_chunk_was_made_with(make_store, tmp_path, monkeypatch):
+    """Undisturbed, the bytes of a number; where memory runs out on the way, each chunk its own."""
+    options = {"chunk_samples": 4, "batch_size": None}
+    undisturbed = make_store(tmp_path / "undisturbed", **options)
+    four = make_store(tmp_path / "four", **{**options, "batch_size": 4})
+    assert chunks_of(undisturbed) == chunks_of(four)
+    tried = []
+    original = CaptureModel.on_device
+
+    def on_device(self, inputs):
+        tried.append(len(inputs["input_ids"]))
+        if len(tried) == 2:
+            raise torch.OutOfMemoryError("no memory")
+        return original(self, inputs)
+
+    monkeypatch.setattr(CaptureModel, "on_device", on_device)
+    halved = make_store(tmp_path / "halved", **options)
+    assert tried == [4, 4, 2, 2]
+    first, second = sorted((halved / "chunks").iterdir())
+    assert (batch_size_of(first), batch_size_of(second)) == (4, 2)
+    assert first.read_bytes() == (four / "chunks" / first.name).read_bytes()
 
 
 def test_a_size_that_does_not_fit_is_said(make_store, small_memory, tmp_path):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from importlib.metadata import version
 
 import pytest
@@ -12,7 +13,7 @@ from safetensors import safe_open
 from capture.checksums import files_sha256
 from capture.provenance import device_names, local_weights_sha256
 from llava_amber_activations import ActivationsError
-from llava_amber_activations.store import read_recipe
+from llava_amber_activations.store import read_recipe, write_recipe
 
 
 def contents_of(store):
@@ -124,3 +125,15 @@ def test_devices_of_one_kind_have_one_name():
     assert device_names([torch.device("meta"), torch.device("cpu")]) == ", ".join(
         sorted([one, "meta"])
     )
+
+
+def test_a_store_of_another_format_is_not_gone_on_with(make_store, last_store, tmp_path):
+    """Its pictures were read otherwise: one sentence, and nothing in it changes."""
+    store = tmp_path / "store"
+    shutil.copytree(last_store, store)
+    write_recipe(store, replace(read_recipe(store), format_version="1.0"))
+    (store / "chunks" / "chunk-00002.safetensors").unlink()
+    before = contents_of(store)
+    with pytest.raises(ActivationsError, match=r"captured in format 1\.0, and .* format 1\.1"):
+        make_store(store)
+    assert contents_of(store) == before
