@@ -49,16 +49,35 @@ def decode_picture(content: bytes) -> Image.Image:
         OSError, SyntaxError, ValueError, Image.DecompressionBombError: it is damaged, or too large.
     """
     with Image.open(io.BytesIO(content)) as image:
-        width, height = image.size
-        if max(width, height) > _LONGEST_TO_SHORTEST * min(width, height):
-            raise UnusablePictureError(
-                f"is {width} × {height} pixels, and its sides may differ by a factor of "
-                f"{_LONGEST_TO_SHORTEST} at most: crop it"
-            )
+        check_usable(image)
         image.load()
         upright = _UPRIGHT.get(_orientation(image))
         rgb = _as_rgb(image)
     return rgb if upright is None else rgb.transpose(upright)
+
+
+def check_usable(image: Image.Image) -> None:
+    """Check what a picture's header says of it, before it is decoded.
+
+    Raises:
+        UnusablePictureError: it has no reading as RGB, or an extreme shape.
+    """
+    width, height = image.size
+    if max(width, height) > _LONGEST_TO_SHORTEST * min(width, height):
+        raise UnusablePictureError(
+            f"is {width} × {height} pixels, and its sides may differ by a factor of "
+            f"{_LONGEST_TO_SHORTEST} at most: crop it"
+        )
+    if image.mode == "F" or (image.mode == "I" and not _is_sixteen_bit(image)):
+        kind = "32-bit integers" if image.mode == "I" else "floating-point numbers"
+        raise UnusablePictureError(
+            f"holds {kind}, which no viewer shows the same: save it with 8 or 16 bits"
+        )
+
+
+def _is_sixteen_bit(image: Image.Image) -> bool:
+    # Which of the modes a PNG of 16-bit grey has, differs among versions of Pillow.
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
 
 
 def _orientation(image: Image.Image) -> Any:
@@ -74,13 +93,8 @@ def _orientation(image: Image.Image) -> Any:
 def _as_rgb(image: Image.Image) -> Image.Image:
     if image.mode in _ALPHA_MODES or "transparency" in image.info:
         return _on_white(image)
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+    if _is_sixteen_bit(image):
         return _scaled(image)
-    if image.mode in ("I", "F"):
-        kind = "32-bit integers" if image.mode == "I" else "floating-point numbers"
-        raise UnusablePictureError(
-            f"holds {kind}, which no viewer shows the same: save it with 8 or 16 bits"
-        )
     return image.convert("RGB")
 
 

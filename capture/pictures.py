@@ -12,7 +12,7 @@ from typing import Protocol
 
 from PIL import Image
 
-from capture.decoding import UnusablePictureError, decode_picture
+from capture.decoding import UnusablePictureError, check_usable, decode_picture
 from capture.queries import Query
 from llava_amber_activations.errors import ActivationsError
 
@@ -99,10 +99,11 @@ def image_path(image_dir: Path, query: Query) -> Path:
 
 
 def check_images(queries: Sequence[Query], image_dir: Path) -> None:
-    """Check that every picture is there and is a picture, by its header, before hours are spent.
+    """Check that every picture is there and can be used, by its header, before hours are spent.
 
     Raises:
-        ActivationsError: the first picture that is missing, outside the folder or unreadable.
+        ActivationsError: the first picture that is missing, outside the folder, unreadable or
+            unusable.
     """
     if not image_dir.is_dir():
         raise ActivationsError(f"the image folder {image_dir} does not exist")
@@ -112,7 +113,8 @@ def check_images(queries: Sequence[Query], image_dir: Path) -> None:
             continue
         path = image_path(image_dir, query)
         try:
-            with Image.open(path):
+            with Image.open(path) as image:
+                check_usable(image)
                 checked.add(query.image)
         except PICTURE_ERRORS as error:
             raise unreadable_image(str(path), query, error) from None

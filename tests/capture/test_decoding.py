@@ -9,8 +9,11 @@ import pytest
 from PIL import Image
 
 from capture.decoding import UnusablePictureError, decode_picture
-from capture.pictures import PICTURE_ERRORS
+from capture.pictures import PICTURE_ERRORS, check_images
+from capture.queries import Query
+from llava_amber_activations import ActivationsError
 
+NAMES = ("a.png", "b.tiff", "c.png")
 SIZE = (5, 7)  # height, width
 
 
@@ -260,3 +263,16 @@ def test_damaged_files(kind):
         except PICTURE_ERRORS:
             failed += 1
     assert failed > 0
+
+
+def test_the_header_says_it_before_anything_is_captured(tmp_path):
+    """The first picture that cannot be used is named, without decoding any."""
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    Image.new("F", (9, 9)).save(tmp_path / "b.tiff")
+    Image.new("L", (5000, 1)).save(tmp_path / "c.png")
+    good, floating, long = (Query(n, 0, name, "") for n, name in enumerate(NAMES))
+    check_images([good], tmp_path)
+    with pytest.raises(ActivationsError, match=r"b\.tiff of sample 1 holds floating-point"):
+        check_images([good, floating, long], tmp_path)
+    with pytest.raises(ActivationsError, match=r"c\.png of sample 2 is 5000 × 1 pixels.*skip"):
+        check_images([good, long], tmp_path)
