@@ -16,8 +16,14 @@ os.environ.update(HUB.client_env(Path(_HOME.name)))
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 # The models of the tests are so small that more threads only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The processes that tests start have pyproject.toml's filterwarnings, too.
+os.environ.setdefault(
+    "PYTHONWARNINGS",
+    "error::DeprecationWarning,error::FutureWarning,error::PendingDeprecationWarning",
+)
 
 import json
+import logging
 import subprocess
 import sys
 
@@ -42,6 +48,24 @@ QUERIES = (
     "Name every colour that you can see in this image, from the most to the least common one.",
     "Who took it?",
 )
+
+
+class _Announcements(logging.Handler):
+    """Fails where transformers announces by its logger that a name will go."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Raise what nothing takes for an error of the model's."""
+        assert "deprecated" not in (message := record.getMessage()), message
+
+
+@pytest.fixture(scope="session", autouse=True)
+def announcements():
+    """Make what transformers logs as deprecated an error, unless warnings are none."""
+    handler = _Announcements()
+    if os.environ["PYTHONWARNINGS"].startswith("error"):
+        logging.getLogger("transformers").addHandler(handler)
+    yield
+    logging.getLogger("transformers").removeHandler(handler)
 
 
 @pytest.fixture(scope="session")
