@@ -10,7 +10,7 @@ from pathlib import Path
 from builder.card import write_card
 from builder.moments import Moments, statistics_of
 from llava_amber_activations.errors import ActivationsError
-from llava_amber_activations.extras import need_extra
+from llava_amber_activations.extras import need_extras
 from llava_amber_activations.files import sha256_of, sync, write_json
 from llava_amber_activations.folder import (
     CARD_FILE,
@@ -52,7 +52,7 @@ def check_figures() -> None:
     Raises:
         ActivationsError: what draws them is not installed.
     """
-    need_extra("figures", "a dataset folder has figures in its card; drawing them")
+    need_extras("a dataset folder has figures in its card; drawing them", "figures")
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from capture.settings import CaptureSettings
-from llava_amber_activations.extras import need_extra
+from llava_amber_activations.extras import need_extras
 from llava_amber_activations.layers import DEFAULT_N_TARGETS
 from llava_amber_activations.recipe import DType, Pool, Positions, XSite
 
@@ -114,7 +114,7 @@ def capture_command(
     """
     if max_new_tokens is not None and positions != "generated":
         raise typer.BadParameter("--max-new-tokens goes with --positions generated")
-    need_extra("capture", "capture")
+    need_extras("capture", "capture")
     # torch and transformers take seconds to import, which --help should not.
     import torch
     from accelerate import PartialState

@@ -26,18 +26,23 @@ EXTRAS: dict[Extra, tuple[tuple[str, str], ...]] = {
 }
 
 
-def need_extra(extra: Extra, what: str) -> None:
-    """Check that an extra is installed, without the seconds that importing it takes.
+def need_extras(what: str, *extras: Extra) -> None:
+    """Check that extras are installed, without the seconds that importing them takes.
 
     Args:
-        what: needs it; the beginning of the error's sentence.
+        what: needs them; the beginning of the error's sentence.
 
     Raises:
-        ActivationsError: it is not, with the command that installs it.
+        ActivationsError: one is not, with the command that installs what is missing.
     """
-    missing = [package for module, package in EXTRAS[extra] if find_spec(module) is None]
+    missing = {
+        extra: packages
+        for extra in extras
+        if (packages := [package for module, package in EXTRAS[extra] if find_spec(module) is None])
+    }
     if missing:
+        packages = ", ".join(package for several in missing.values() for package in several)
         raise ActivationsError(
-            f"{what} needs {', '.join(missing)}, not installed here: "
-            f"pip install 'llava-amber-activations[{extra}]'"
+            f"{what} needs {packages}, not installed here: "
+            f"pip install 'llava-amber-activations[{','.join(missing)}]'"
         )

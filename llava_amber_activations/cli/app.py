@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from capture.command import capture_command
-from llava_amber_activations.extras import need_extra
+from llava_amber_activations.extras import need_extras
 from llava_amber_activations.terminal import new_app, run_app
 
 app = new_app("Capture, build, read, export and publish the activations of LLaVA-type models.")
@@ -35,8 +35,7 @@ def demo(
     ] = Path("llava-amber-demo"),
 ) -> None:
     """Run the whole pipeline on a tiny random LLaVA and a few pictures, on the CPU."""
-    need_extra("capture", "the demo")
-    need_extra("figures", "the demo")
+    need_extras("the demo", "capture", "figures")
     from llava_amber_activations.cli.demo import run_demo
 
     run_demo(output_dir, typer.echo)
@@ -220,7 +219,7 @@ def verify(
     if recapture and (model is None or image_dir is None):
         raise typer.BadParameter("--recapture needs --model and --image-dir")
     if recapture:
-        need_extra("capture", "--recapture")
+        need_extras("--recapture", "capture")
     found = verify_path(path)
     typer.echo(
         f"{path}: {found.kind}, {found.n_files} files, {found.n_rows} rows. Right: {found.checks}"

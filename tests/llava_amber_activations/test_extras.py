@@ -11,7 +11,7 @@ from typing import get_args
 import pytest
 
 from llava_amber_activations import ActivationsError
-from llava_amber_activations.extras import EXTRAS, Extra, need_extra
+from llava_amber_activations.extras import EXTRAS, Extra, need_extras
 
 PYPROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))
 MODULES = {extra: [module for module, _ in pairs] for extra, pairs in EXTRAS.items()}
@@ -59,11 +59,13 @@ def test_the_table_is_pyprojects():
 
 
 def test_here_everything_is_installed(monkeypatch):
-    for extra in EXTRAS:
-        need_extra(extra, "this")
+    need_extras("this", *EXTRAS)
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ActivationsError, match=r"this needs transformers, not.*\[capture\]'$"):
-        need_extra("capture", "this")
+        need_extras("this", "figures", "capture")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ActivationsError, match=r"transformers, matplotlib.*\[capture,figures\]'$"):
+        need_extras("this", "capture", "figures")
 
 
 def test_help_needs_no_extra(without):
