@@ -41,8 +41,8 @@ def need_extras(what: str, *extras: Extra) -> None:
         if (packages := [package for module, package in EXTRAS[extra] if find_spec(module) is None])
     }
     if missing:
-        packages = ", ".join(package for several in missing.values() for package in several)
+        names = ", ".join(name for packages in missing.values() for name in packages)
         raise ActivationsError(
-            f"{what} needs {packages}, not installed here: "
+            f"{what} needs {names}, not installed here: "
             f"pip install 'llava-amber-activations[{','.join(missing)}]'"
         )
