@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pyarrow as pa
 from torch.utils.data import IterableDataset, get_worker_info
 
+from llava_amber_activations.batch import Batch
+from llava_amber_activations.epochs import Epochs
 from llava_amber_activations.errors import ActivationsError
-from llava_amber_activations.gather import (
-    Batch,
-    BatchGather,
-    RowNumbers,
-    RowPlaces,
-    places_in_table,
+from llava_amber_activations.gather import BatchGather
+from llava_amber_activations.loader_state import check_state
+from llava_amber_activations.orders import Block, Order, order_of
+from llava_amber_activations.parts import (
+    Part,
+    check_ranks,
+    environment_ranks,
+    live_ranks,
+    this_worker,
 )
-from llava_amber_activations.layer_stream import LayerStream, stream_of
 
 if TYPE_CHECKING:
     import datasets
 
-# Some rows, and which of them come next.
-Block = tuple[RowPlaces, RowNumbers]
-
-# Rows that are mixed with one another when a stream is shuffled: 70 to 600 MB of them, by the
-# number of targets. Two batches at least, or a batch would be a run of row groups.
-_WINDOW_ROWS = 4096
-# The first rows come the sooner the fewer they are mixed with.
-_FIRST_WINDOW_ROWS = 64
+    from llava_amber_activations.layer_stream import LayerStream
 
 
 def activation_batches(
@@ -40,6 +34,8 @@ def activation_batches(
     shuffle: bool = False,
     seed: int = 0,
     drop_last: bool = False,
+    rank: int | None = None,
+    world_size: int | None = None,
 ) -> ActivationBatches:
     """Return the batches of a layer: of what `open_layer` or `load_activations` returned.
 
@@ -49,42 +45,47 @@ def activation_batches(
     through Python lists. The tensors are the caller's own to change; those of one batch share
     memory, so that one which is kept alone is better cloned.
 
+    Every row comes once an epoch over all ranks and all of their DataLoader workers. How the
+    remainder falls: a prepared dataset's batches are dealt out in turn, and a layer that is read
+    from its shards is cut into a run of whole batches each, so that ranks differ by one batch at
+    most, and only the last batch of the epoch has fewer rows. Other streams of `datasets` are cut
+    between their files or row groups: what each rank (and worker) has left over is a smaller batch
+    of its own.
+
+    Each iteration is the next epoch, and with `shuffle` in another order, unless `set_epoch` names
+    the epoch, or a loaded state does. One that was left in the middle counts.
+
     Args:
         dataset: a layer, or one split, prepared or streaming.
         batch_size: rows of a batch, B.
         shuffle: visit a prepared dataset's rows in random order; a stream's row groups in random
             order, and its rows mixed over 4096 of them (two batches where those are more), over
             fewer at its beginning.
-        seed: of the order; `set_epoch` gives another one for every epoch.
-        drop_last: leave out a last batch of fewer rows.
+        seed: of the order, 0 or more; the same on every rank.
+        drop_last: leave out the last batch if it has fewer rows: one of the epoch, however many
+            ranks and workers there are; in another stream of `datasets` one a rank at most, for
+            which each worker reads all of its rank's rows.
+        rank, world_size: which process of how many this is, for training on several. Where they are
+            not given, torch.distributed says so when iteration begins (`accelerate` initialises
+            it). 0 and 1 give all rows to every process: for a dataset that was cut for this rank
+            before, and for a loader that accelerate's `prepare` deals out.
 
     Returns:
         An iterable of `{'x': [B, H], 'targets': [B, n, H], 'sample': [B], …}`: every column but the
         strings; integers are int32. For `torch.utils.data.DataLoader`, pass `batch_size=None`.
 
     Raises:
-        ActivationsError: `dataset` is not one split.
+        ActivationsError: `dataset` is not one split, or an argument is out of range. When iteration
+            begins: torchrun's environment names several processes and torch.distributed is not
+            initialised, or a shard is damaged.
     """
-    order = _order_of(dataset, batch_size, shuffle)
-    return ActivationBatches(order, batch_size, seed=seed, drop_last=drop_last)
-
-
-def _order_of(dataset: Any, batch_size: int, shuffle: bool) -> _Order:
-    if isinstance(dataset, LayerStream):
-        return _LayerOrder(dataset, batch_size, shuffle)
-    # Importing it takes as long as half of torch. Whoever has a dataset has imported it.
-    library: Any = sys.modules.get("datasets")
-    if library is not None and isinstance(dataset, library.Dataset):
-        return _PreparedOrder(dataset, batch_size, shuffle)
-    if library is None or not isinstance(dataset, library.IterableDataset):
-        raise ActivationsError(
-            f"activation_batches takes one split, not a {type(dataset).__name__}: choose a layer, "
-            'as in dataset["L5"]'
-        )
-    stream = stream_of(dataset)
-    if stream is not None:
-        return _LayerOrder(stream, batch_size, shuffle)
-    return _StreamOrder(dataset, batch_size, shuffle)
+    if batch_size < 1:
+        raise ActivationsError(f"batch_size must be at least 1, got {batch_size}")
+    if seed < 0:
+        raise ActivationsError(f"seed must be 0 or more, got {seed}")
+    order = order_of(dataset, batch_size, shuffle=shuffle, drop_last=drop_last)
+    options = {"shuffle": shuffle, "seed": seed, "batch_size": batch_size, "drop_last": drop_last}
+    return ActivationBatches(order, options, check_ranks(rank, world_size))
 
 
 class ActivationBatches(IterableDataset[Batch]):
@@ -93,185 +94,106 @@ class ActivationBatches(IterableDataset[Batch]):
     `state_dict` after any batch, and `load_state_dict` on new batches of the same dataset and
     arguments, go on with the next row: none is dropped, none comes twice. With worker processes
     each worker has its own rows and its own state, as torchdata's `StatefulDataLoader` keeps them.
+
+    Iterating again goes on to the next epoch, also in the worker processes of a DataLoader,
+    persistent or not.
     """
 
-    def __init__(self, order: _Order, batch_size: int, *, seed: int, drop_last: bool) -> None:
-        if batch_size < 1:
-            raise ActivationsError(f"batch_size must be at least 1, got {batch_size}")
+    def __init__(
+        self, order: Order, options: dict[str, Any], ranks: tuple[int, int] | None
+    ) -> None:
         self._order = order
-        self._batch_size = batch_size
-        self._seed = seed
-        self._drop_last = drop_last
-        self._epoch = 0
-        self._rows_done = 0
-        self._resume = False
+        self._options = options
+        self._ranks = ranks
+        # Of the process that this one was made by, where torch.distributed is not initialised.
+        self._ranks_there: tuple[int, int] | None = None
+        self._epochs = Epochs()
+        self._loaded: dict[str, Any] | None = None
+        self._position: tuple[int, int] | None = None
         self._gather = BatchGather(in_parallel=True)
 
+    def __getstate__(self) -> dict[str, Any]:
+        ranks = self._ranks or live_ranks() or self._ranks_there
+        return {**self.__dict__, "_ranks_there": ranks}
+
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of another epoch."""
-        self._epoch = epoch
+        """Choose the epoch of the next iteration, also in worker processes; the next ones follow.
 
-    def state_dict(self) -> dict[str, int]:
-        """Return where this process is: what the order depends on, and the rows of it done."""
-        worker, n_workers = _worker()
-        return {
-            "seed": self._seed,
-            "batch_size": self._batch_size,
-            "worker": worker,
-            "n_workers": n_workers,
-            "epoch": self._epoch,
-            "rows_done": self._rows_done,
-        }
+        A loaded state decides its own epoch.
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+        Raises:
+            ActivationsError: `epoch` is negative.
+        """
+        if epoch < 0:
+            raise ActivationsError(f"an epoch must be 0 or more, got {epoch}")
+        self._epochs.set(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where this process is: what the order depends on, and the rows of it done.
+
+        Raises:
+            ActivationsError: worker processes iterate, whose places are not known here.
+        """
+        if self._loaded is not None:
+            return dict(self._loaded)
+        if get_worker_info() is None and self._epochs.last_was_in_workers:
+            raise ActivationsError(
+                "these batches are read in a DataLoader's worker processes, and this one does not "
+                "know where they are: take the state_dict of torchdata's StatefulDataLoader, or "
+                "use num_workers=0"
+            )
+        epoch, rows_done = self._position or (self._epochs.next, 0)
+        return {**self._about(self._part()), "epoch": epoch, "rows_done": rows_done}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on, at the next iteration, where `state` was taken.
 
         Raises:
-            ActivationsError: it was taken with another seed, batch size or number of workers.
+            ActivationsError: it was taken of other data, or with other arguments, ranks or workers,
+                or it is no state.
         """
-        ours = self.state_dict()
-        different = [
-            f"{key} ({ours[key]}, not {state.get(key)})"
-            for key in ("seed", "batch_size", "worker", "n_workers")
-            if ours[key] != state.get(key)
-        ]
-        if different:
-            raise ActivationsError(
-                f"the saved state is of batches with another {', '.join(different)}: "
-                "their order is not this one"
-            )
-        self._epoch = state["epoch"]
-        self._rows_done = state["rows_done"]
-        self._resume = True
+        check_state(state, self._about(self._part()), self._order.n_rows)
+        self._loaded = dict(state)
 
     def __iter__(self) -> Iterator[Batch]:
-        if not self._resume:
-            self._rows_done = 0
-        self._resume = False
-        worker, n_workers = _worker()
-        seed = (self._seed, self._epoch)
-        blocks = self._order.blocks(seed, worker, n_workers, self._rows_done)
+        part = self._part()
+        loaded, self._loaded = self._loaded, None
+        if loaded is None:
+            epoch, skip = self._epochs.begin(), 0
+        else:
+            # Loaded before the workers were there, or the ranks known, it may be no part's own.
+            epoch, skip = check_state(loaded, self._about(part), self._order.n_rows)
+            self._epochs.begin(resumed=epoch)
+        self._position = epoch, skip
+        return self._batches(part, epoch, skip)
+
+    def _batches(self, part: Part, epoch: int, skip: int) -> Iterator[Batch]:
+        blocks = self._order.blocks((self._options["seed"], epoch), part, skip)
         # What a stream has read is not kept till the next epoch.
         gather = self._gather if self._order.in_memory else BatchGather(in_parallel=False)
-        for batch in _batches(blocks, self._batch_size, gather):
+        rows_done, batch_size = skip, self._options["batch_size"]
+        for batch in _batches(blocks, batch_size, gather):
             n_rows = len(next(iter(batch.values())))
-            if n_rows < self._batch_size and self._drop_last:
+            if n_rows < batch_size and self._options["drop_last"]:
                 return
-            self._rows_done += n_rows
+            rows_done += n_rows
+            self._position = epoch, rows_done
             yield batch
 
+    def _part(self) -> Part:
+        ranks = self._ranks or live_ranks() or self._ranks_there or environment_ranks()
+        return Part(*ranks, *this_worker())
 
-class _Order(Protocol):
-    """Rows in an order that a seed decides; `in_memory` where nothing decodes them meanwhile."""
-
-    in_memory: bool
-
-    def blocks(
-        self, seed: tuple[int, int], worker: int, n_workers: int, skip: int
-    ) -> Iterator[Block]:
-        """Yield a worker's rows, some at a time, from its row `skip` on."""
-
-
-class _PreparedOrder:
-    """A prepared dataset: batches are dealt out to the workers in turn."""
-
-    in_memory = True
-
-    def __init__(self, dataset: datasets.Dataset, batch_size: int, shuffle: bool) -> None:
-        self._dataset = dataset
-        self._batch_size = batch_size
-        self._shuffle = shuffle
-        self._found: tuple[RowPlaces, RowNumbers] | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Found in the process that reads: addresses are nothing to another one.
-        return {**self.__dict__, "_found": None}
-
-    def blocks(
-        self, seed: tuple[int, int], worker: int, n_workers: int, skip: int
-    ) -> Iterator[Block]:
-        if self._found is None:
-            table, rows = _table_of(self._dataset)
-            self._found = places_in_table(table), rows
-        places, rows = self._found
-        size = self._batch_size
-        n_rows = len(rows)
-        if self._shuffle:
-            rows = rows[np.random.default_rng(seed).permutation(n_rows)]
-        first = worker + n_workers * (skip // size)
-        into = skip % size
-        for start in range(first * size, n_rows, n_workers * size):
-            yield places, rows[start + into : start + size]
-            into = 0
-
-
-class _LayerOrder:
-    """A stream that `load_activations` opened: read from its shards, row group by row group."""
-
-    in_memory = False
-
-    def __init__(self, stream: LayerStream, batch_size: int, shuffle: bool) -> None:
-        self._stream = stream
-        self._first_rows = max(_FIRST_WINDOW_ROWS, batch_size)
-        self._window_rows = max(_WINDOW_ROWS, 2 * batch_size)
-        self._shuffle = shuffle
-
-    def blocks(
-        self, seed: tuple[int, int], worker: int, n_workers: int, skip: int
-    ) -> Iterator[Block]:
-        if self._shuffle:
-            return self._stream.mixed_blocks(
-                *(worker, n_workers, skip, seed, self._first_rows, self._window_rows)
-            )
-        return self._stream.blocks(worker, n_workers, skip)
-
-
-class _StreamOrder:
-    """Any other stream of `datasets`, in the order that it has or shuffles itself into.
-
-    Where its rows begin is not known from outside, so going on after some reads those again.
-    """
-
-    in_memory = False
-
-    def __init__(self, dataset: datasets.IterableDataset, batch_size: int, shuffle: bool) -> None:
-        self._dataset = dataset
-        self._batch_size = batch_size
-        self._shuffle = shuffle
-
-    def blocks(
-        self, seed: tuple[int, int], worker: int, n_workers: int, skip: int
-    ) -> Iterator[Block]:
-        dataset: Any = self._dataset
-        if n_workers > 1:
-            if dataset.num_shards < n_workers:
-                dataset = dataset.reshard()
-            n_parts = min(n_workers, dataset.num_shards)
-            if worker >= n_parts:
-                return
-            dataset = dataset.shard(num_shards=n_parts, index=worker)
-        if self._shuffle:
-            buffer_size = max(_WINDOW_ROWS, 2 * self._batch_size)
-            # One seed of two: datasets takes a single number.
-            mixed = int(np.random.SeedSequence(seed).generate_state(1)[0])
-            dataset = dataset.shuffle(seed=mixed, buffer_size=buffer_size)
-        for table in dataset.with_format("arrow").iter(self._batch_size):
-            if skip < len(table):
-                yield places_in_table(table), np.arange(skip, len(table))
-            skip = max(0, skip - len(table))
-
-
-def _worker() -> tuple[int, int]:
-    info = get_worker_info()
-    return (0, 1) if info is None else (info.id, info.num_workers)
-
-
-def _table_of(dataset: datasets.Dataset) -> tuple[pa.Table, RowNumbers]:
-    """Return a prepared dataset's table and which of its rows it has, in order."""
-    indices = dataset._indices
-    if indices is None:
-        return dataset.data.table, np.arange(len(dataset))
-    return dataset.data.table, np.array(indices.column(0), dtype=np.int64)
+    def _about(self, part: Part) -> dict[str, Any]:
+        """Say which batches these are: what a state of them must have in common."""
+        return {
+            **self._order.identity(),
+            **self._options,
+            "rank": part.rank,
+            "world_size": part.world_size,
+            "worker": part.worker,
+            "n_workers": part.n_workers,
+        }
 
 
 def _batches(blocks: Iterator[Block], batch_size: int, gather: BatchGather) -> Iterator[Batch]:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
+from llava_amber_activations.batch import Batch
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.memory import RecycledMemory
 from llava_amber_activations.schema import (
@@ -29,7 +30,6 @@ from llava_amber_activations.schema import (
     targets_per_row,
 )
 
-Batch = dict[str, torch.Tensor]
 RowNumbers = npt.NDArray[np.int64]
 
 
@@ -198,9 +198,9 @@ class RowGather:
 
     def rows(self, rows: RowNumbers) -> Batch:
         """Copy rows: integers [B], vectors [B, H], targets [B, n, H]; the caller's own."""
-        batch = {
-            name: torch.from_numpy(column[rows]) for name, column in self._places.integers.items()
-        }
+        batch = Batch()
+        for name, column in self._places.integers.items():
+            batch[name] = torch.from_numpy(column[rows])
         for laid in self._laid:
             wanted = [starts[rows].reshape(-1) for starts in laid.starts.values()]
             copied = self._copied(laid.windows, np.concatenate(wanted))

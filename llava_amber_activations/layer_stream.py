@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,7 @@ from llava_amber_activations.layer_rows import (
     view_of,
 )
 from llava_amber_activations.memory import RecycledMemory
+from llava_amber_activations.parts import Part, check_skip, cut
 from llava_amber_activations.read_ahead import RowGroup, Shards, read_in_order
 from llava_amber_activations.source import ShardFile, Source, open_source
 
@@ -34,61 +37,78 @@ class LayerStream:
         urls: addresses of the shards, in order.
         view: the layer and its targets.
         expected: what the manifest says of the shards.
+        digest: of the shards' checksums: whatever has the same holds the same rows.
     """
 
     urls: tuple[str, ...]
     view: LayerView
     expected: Expected = NOTHING_EXPECTED
+    digest: str = ""
 
     def blocks(
-        self, worker: int, n_workers: int, skip: int
+        self, part: Part, skip: int, *, batch_size: int, drop_last: bool
     ) -> Iterator[tuple[RowPlaces, RowNumbers]]:
-        """Yield a worker's rows in the order of the shards, from its row `skip` on.
+        """Yield a part's rows in the order of the shards, from its row `skip` on.
 
-        Each block is some rows, and which of them are wanted. Row groups are dealt out to the
-        workers in turn.
+        Each block is some rows, and which of them are wanted. A part's rows are one run of whole
+        batches, as `Part.rows` cuts them.
+
+        Raises:
+            ActivationsError: the part has fewer rows than `skip`, or a shard is damaged.
         """
         shards = Shards(self.urls, self.expected)
-        if skip == 0 and n_workers == 1:
+        if skip == 0 and part.n_parts == 1:
             for places in self._read(shards, shards.row_groups()):
                 yield places, np.arange(len(places))
             return
-        groups = list(shards.row_groups())[worker::n_workers]
-        first, into = _find_row([group.n_rows for group in groups], skip)
-        for places in self._read(shards, groups[first:]):
-            yield places, np.arange(into, len(places))
+        pieces = _cut(list(shards.row_groups()), part, batch_size, drop_last)
+        first, into = _find_row([len(rows) for _, rows in pieces], skip)
+        wanted = pieces[first:]
+        blocks = self._read(shards, [group for group, _ in wanted])
+        for (_, rows), places in zip(wanted, blocks, strict=True):
+            yield places, np.array(rows[into:])
             into = 0
 
     def mixed_blocks(
         self,
-        worker: int,
-        n_workers: int,
+        part: Part,
         skip: int,
         seed: Sequence[int],
         first_rows: int,
         window_rows: int,
+        *,
+        batch_size: int,
+        drop_last: bool,
     ) -> Iterator[tuple[RowPlaces, RowNumbers]]:
-        """Yield a worker's rows mixed, from its row `skip` on of the order that `seed` gives.
+        """Yield a part's rows mixed, from its row `skip` on of the order that `seed` gives.
 
-        All row groups are put into random order and dealt out to the workers; each worker joins
-        its row groups into windows and mixes the rows of each. The first window is as small as
-        `first_rows`, so that its rows come soon; the next are twice as large each, up to
-        `window_rows`.
+        All row groups are put into random order, and each part has a run of them, which begins and
+        ends at whole batches; it joins them into windows and mixes the rows of each. The first
+        window is as small as `first_rows`, so that its rows come soon; the next are twice as large
+        each, up to `window_rows`.
         So any row may stand next to any other, only one window is held, and what follows a row
         can be had without reading what came before its window.
+
+        Raises:
+            ActivationsError: as `blocks`.
         """
         shards = Shards(self.urls, self.expected)
         groups = list(shards.row_groups())
         order = np.random.default_rng(seed).permutation(len(groups))
-        mine = [groups[number] for number in order[worker::n_workers]]
+        mine = _cut([groups[number] for number in order], part, batch_size, drop_last)
         windows = _windows(mine, first_rows, window_rows)
-        first, into = _find_row([sum(g.n_rows for g in window) for window in windows], skip)
+        first, into = _find_row([sum(len(rows) for _, rows in w) for w in windows], skip)
         wanted = windows[first:]
-        parts = self._read(shards, [group for window in wanted for group in window])
+        blocks = self._read(shards, [group for window in wanted for group, _ in window])
         for number, window in enumerate(wanted, start=first):
-            places = join_places([next(parts) for _ in window])
-            rows = np.random.default_rng([*seed, worker, number]).permutation(len(places))
-            yield places, rows[into:]
+            read = [next(blocks) for _ in window]
+            places = join_places(read)
+            starts = np.cumsum([0, *(len(each) for each in read)])
+            rows = np.concatenate(
+                [start + np.array(rows) for start, (_, rows) in zip(starts, window, strict=False)]
+            )
+            mixed = np.random.default_rng([*seed, part.number, number]).permutation(rows)
+            yield places, mixed[into:]
             into = 0
 
     def _read(self, shards: Shards, groups: Iterable[RowGroup]) -> Iterator[RowPlaces]:
@@ -138,24 +158,47 @@ def layer_stream(source: Source, view: LayerView) -> LayerStream:
     """
     paths = layer_shards(source, view)
     urls = tuple(source.url(path) for path in paths)
-    return LayerStream(urls, view, expected_of(source, paths))
+    checksums = [source.manifest.files[path].sha256 for path in paths]
+    return LayerStream(urls, view, expected_of(source, paths), digest_of(checksums))
 
 
-def _windows(groups: Sequence[RowGroup], first_rows: int, window_rows: int) -> list[list[RowGroup]]:
-    windows: list[list[RowGroup]] = []
+def digest_of(checksums: Sequence[str]) -> str:
+    """Name the contents of some files together, by their checksums."""
+    return hashlib.sha256(json.dumps(list(checksums)).encode()).hexdigest()[:16]
+
+
+# A row group, and which of its rows.
+_Piece = tuple[RowGroup, range]
+
+
+def _cut(groups: Sequence[RowGroup], part: Part, batch_size: int, drop_last: bool) -> list[_Piece]:
+    """Return a part's run of the rows of some row groups, in their order."""
+    counts = [group.n_rows for group in groups]
+    rows = part.rows(sum(counts), batch_size, drop_last=drop_last)
+    return [(groups[number], wanted) for number, wanted in cut(counts, rows)]
+
+
+def _windows(pieces: Sequence[_Piece], first_rows: int, window_rows: int) -> list[list[_Piece]]:
+    windows: list[list[_Piece]] = []
     filled = wanted = 0
-    for group in groups:
+    for piece in pieces:
         if filled >= wanted:
             wanted = min(first_rows << len(windows), window_rows)
             windows.append([])
             filled = 0
-        windows[-1].append(group)
-        filled += group.n_rows
+        windows[-1].append(piece)
+        filled += len(piece[1])
     return windows
 
 
-def _find_row(counts: Sequence[int], row: int) -> tuple[int, int]:
-    """Return which of several runs of rows holds the row, and where in it."""
+def _find_row(counts: Sequence[int], skip: int) -> tuple[int, int]:
+    """Return which of several runs of rows holds the row, and where in it.
+
+    Raises:
+        ActivationsError: they are not so many rows.
+    """
+    check_skip(skip, sum(counts))
+    row = skip
     for number, count in enumerate(counts):
         if row < count:
             return number, row

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +14,7 @@ from llava_amber_activations.dataset_builder import LlavaAmberActivations
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.footers import expected_of
 from llava_amber_activations.layer_rows import layer_shards, view_of
-from llava_amber_activations.layer_stream import layer_stream, remember_stream
+from llava_amber_activations.layer_stream import digest_of, layer_stream, remember_stream
 from llava_amber_activations.layers import split_name
 from llava_amber_activations.source import open_source, source_errors
 
@@ -64,7 +62,7 @@ def load_activations(
             dataset_name="llava_amber_activations",
             config_id=f"{split}-{view.n_targets}-{first_target}",
             data_files=DataFilesDict({"train": files}),
-            hash=_content_hash([opened.manifest.files[path].sha256 for path in shards]),
+            hash=digest_of([opened.manifest.files[path].sha256 for path in shards]),
             cache_dir=None if cache_dir is None else str(cache_dir),
             n_targets=view.n_targets,
             first_target=first_target,
@@ -98,8 +96,3 @@ def _prepare(builder: LlavaAmberActivations) -> None:
         if isinstance(error.__cause__, ActivationsError):
             raise error.__cause__ from None
         raise
-
-
-def _content_hash(checksums: list[str]) -> str:
-    """Name the prepared copy after its contents, so that a rebuilt folder is prepared anew."""
-    return hashlib.sha256(json.dumps(checksums).encode()).hexdigest()[:16]

@@ -1,0 +1,34 @@
+"""One batch, and what a DataLoader makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.utils.data._utils.collate import default_collate_fn_map
+
+from llava_amber_activations.errors import ActivationsError
+
+
+class Batch(dict[str, torch.Tensor]):
+    """The tensors of some rows by the names of their columns: a dictionary, and no more."""
+
+
+def _collate_batches(batches: Sequence[Batch], *, collate_fn_map: Any = None) -> Batch:
+    """Return the one batch that a DataLoader without `batch_size=None` puts into a list.
+
+    Raises:
+        ActivationsError: the DataLoader was told to make batches of several batches.
+    """
+    if len(batches) > 1:
+        raise ActivationsError(
+            f"the DataLoader makes one batch of {len(batches)}, and these are batches already: "
+            "write DataLoader(batches, batch_size=None), and the rows of a batch in "
+            "activation_batches"
+        )
+    return batches[0]
+
+
+# The way that `torch.utils.data._utils.collate.collate` documents for types of one's own.
+default_collate_fn_map[Batch] = _collate_batches

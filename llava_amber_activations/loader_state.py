@@ -1,0 +1,64 @@
+"""Where batches were left: what a saved state says, checked before anything goes on from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from llava_amber_activations.errors import ActivationsError
+
+# Where it stands; everything else in a state says of which batches.
+_POSITION = ("epoch", "rows_done")
+
+
+def check_state(state: object, ours: Mapping[str, Any], n_rows: int | None) -> tuple[int, int]:
+    """Return (epoch, rows done) of a saved state, if it is one of batches such as ours.
+
+    Args:
+        state: what was saved.
+        ours: a state of the batches that it is loaded into.
+        n_rows: of their dataset, where it is known.
+
+    Raises:
+        ActivationsError: it is of other batches, of an older release, or no state at all; the
+            message names every difference.
+    """
+    if not isinstance(state, Mapping):
+        raise ActivationsError(
+            f"a saved state is what state_dict returned, not a {type(state).__name__}"
+        )
+    if "dataset" not in state and "rows_done" in state:
+        raise ActivationsError(
+            "the saved state is of an older release, and does not say of which dataset: begin its "
+            "epoch anew, with set_epoch"
+        )
+    different = [
+        f"{key} ({ours.get(key)}, not {state.get(key)})"
+        for key in dict.fromkeys([*ours, *state])
+        if key not in _POSITION and not _same(ours.get(key), state.get(key))
+    ]
+    if different:
+        raise ActivationsError(
+            f"the saved state is of batches with another {', '.join(different)}: "
+            "their order is not this one"
+        )
+    epoch, rows_done = (_count(state, key) for key in _POSITION)
+    if n_rows is not None and rows_done > n_rows:
+        raise ActivationsError(
+            f"the saved state says that {rows_done} rows are done (rows_done), and the dataset has "
+            f"{n_rows}: it is not a state of these batches"
+        )
+    return epoch, rows_done
+
+
+def _same(mine: object, theirs: object) -> bool:
+    return type(mine) is type(theirs) and mine == theirs
+
+
+def _count(state: Mapping[str, Any], key: str) -> int:
+    value = state.get(key)
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise ActivationsError(
+            f"the saved state is damaged: {key} is {value!r}, not a number of 0 or more"
+        )
+    return value
