@@ -23,6 +23,7 @@ from llava_amber_activations.folder import (
     CONFIG_DIRS,
     DEFAULT_CONFIG,
     MANIFEST_FILE,
+    STATISTICS_FILE,
 )
 from llava_amber_activations.layer_rows import LayerView, split_tables, tables_of_layer
 from llava_amber_activations.schema import (
@@ -35,6 +36,7 @@ from llava_amber_activations.schema import (
     arrow_to_vectors,
 )
 from llava_amber_activations.source import Source, open_source
+from llava_amber_activations.statistics import read_statistics
 from llava_amber_activations.store import (
     Chunk,
     chunk_path,
@@ -110,6 +112,8 @@ def _verify_folder(folder: Path) -> Verified:
     source = open_source(folder)
     _check_files(source, folder)
     _check_rows(source)
+    if STATISTICS_FILE in source.manifest.files:
+        read_statistics(source)
     checks = ["checksums", "row counts", "finite values"]
     manifest = source.manifest
     if DEFAULT_CONFIG in manifest.configs:

@@ -7,6 +7,17 @@ from contextlib import contextmanager
 
 from llava_amber_activations.errors import ActivationsError
 
+_MOST_SAID = 200
+
+
+def reason_of(error: BaseException) -> str:
+    """Return what a library says of a damaged file, short enough for a sentence.
+
+    Some quote the damage itself, however long it is, or explain over several lines.
+    """
+    said = str(error).strip().partition("\n")[0].strip() or type(error).__name__
+    return said if len(said) <= _MOST_SAID else said[:_MOST_SAID] + "…"
+
 
 @contextmanager
 def read_errors(name: object, remedy: str = "") -> Iterator[None]:

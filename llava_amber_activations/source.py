@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.folder import MANIFEST_FILE, Manifest
 from llava_amber_activations.footers import reading_errors
+from llava_amber_activations.read_errors import read_errors
 from llava_amber_activations.typed_json import parse_json_object
 
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -56,7 +57,7 @@ class Source:
         """Read a small file of the folder.
 
         Raises:
-            ActivationsError: it is missing, or the Hub does not answer.
+            ActivationsError: it is missing or cannot be read, or the Hub does not answer.
         """
         with source_errors(self.name, self.root):
             return _read(f"{self.root}/{path}")
@@ -88,13 +89,16 @@ def open_source(source: str | Path, revision: str | None = None) -> Source:
             f"{source} is neither a folder nor a dataset's id on the Hub (OWNER/NAME)"
         )
     where = f"{source}/{MANIFEST_FILE}"
+    missing = ActivationsError(
+        f"{source} is not a dataset of activations: it has no {MANIFEST_FILE}"
+    )
+    if not is_remote(root) and not Path(root, MANIFEST_FILE).exists():
+        raise missing
     with source_errors(str(source), root):
         try:
             text = _read(f"{root}/{MANIFEST_FILE}")
         except FileNotFoundError:
-            raise ActivationsError(
-                f"{source} is not a dataset of activations: it has no {MANIFEST_FILE}"
-            ) from None
+            raise missing from None
     return Source(str(source), root, Manifest.from_json(parse_json_object(text, where), where))
 
 
@@ -172,7 +176,8 @@ def is_remote(url: str) -> bool:
 
 def _read(url: str) -> bytes:
     if not is_remote(url):
-        return Path(url).read_bytes()
+        with read_errors(url, "build or download the dataset again"):
+            return Path(url).read_bytes()
     from llava_amber_activations.hub_files import read_bytes
 
     return read_bytes(url)

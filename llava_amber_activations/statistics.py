@@ -21,7 +21,8 @@ from safetensors.torch import load, save_file
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files import written_whole
 from llava_amber_activations.folder import STATISTICS_FILE
-from llava_amber_activations.source import open_source
+from llava_amber_activations.read_errors import reason_of
+from llava_amber_activations.source import Source, open_source
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,9 @@ class Statistics:
     mlp_out_mean_norm: torch.Tensor
 
 
+_NAMES = tuple(field.name for field in dataclasses.fields(Statistics))
+
+
 def load_statistics(source: str | Path, revision: str | None = None) -> Statistics:
     """Read the statistics of a dataset folder, or of a dataset on the Hub.
 
@@ -44,17 +48,40 @@ def load_statistics(source: str | Path, revision: str | None = None) -> Statisti
         revision: branch, tag or commit on the Hub.
 
     Raises:
-        ActivationsError: the source is not a dataset of activations, or holds no statistics.
+        ActivationsError: the source is not a dataset of activations, or holds no statistics, or
+            they are damaged or of other sizes than its recipe says.
     """
-    opened = open_source(source, revision)
-    if STATISTICS_FILE not in opened.manifest.files:
-        raise ActivationsError(f"{source} holds no {STATISTICS_FILE}: it has only features")
-    names = [field.name for field in dataclasses.fields(Statistics)]
+    return read_statistics(open_source(source, revision))
+
+
+def read_statistics(source: Source) -> Statistics:
+    """Read the statistics of a source that is open.
+
+    Raises:
+        ActivationsError: as `load_statistics`.
+    """
+    if STATISTICS_FILE not in source.manifest.files:
+        raise ActivationsError(f"{source.name} holds no {STATISTICS_FILE}: it has only features")
+    again = "build or download the dataset again"
+    damaged = f"{STATISTICS_FILE} of {source.name} is damaged"
     try:
-        tensors = load(opened.read_bytes(STATISTICS_FILE))
-        return Statistics(**{name: tensors[name] for name in names})
-    except (SafetensorError, KeyError) as error:
-        raise ActivationsError(f"{STATISTICS_FILE} of {source} is damaged: {error}") from None
+        tensors = load(source.read_bytes(STATISTICS_FILE))
+    except (SafetensorError, ValueError, LookupError) as error:
+        raise ActivationsError(f"{damaged} ({reason_of(error)}): {again}") from None
+    recipe = source.manifest.recipe
+    for name in _NAMES:
+        shape = (
+            (recipe.n_layers,) if name.endswith("_norm") else (recipe.n_layers, recipe.hidden_size)
+        )
+        found = tensors.get(name)
+        if found is None:
+            raise ActivationsError(f"{damaged} (it has no {name}): {again}")
+        if found.dtype != torch.float32 or found.shape != shape:
+            raise ActivationsError(
+                f"{damaged} ({name} is {found.dtype} {list(found.shape)}, not float32 "
+                f"{list(shape)}): {again}"
+            )
+    return Statistics(**{name: tensors[name] for name in _NAMES})
 
 
 def write_statistics(folder: Path, statistics: Statistics) -> None:

@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from llava_amber_activations.checked_values import check_sha256
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files import written_whole
+from llava_amber_activations.read_errors import reason_of
 from llava_amber_activations.recipe import FORMAT_VERSION, check_format_version
 from llava_amber_activations.sealed_json import SEAL, check_seal, sealed
 from llava_amber_activations.typed_json import parse_json_object, read_object
@@ -121,7 +122,7 @@ class TensorFile:
         except FileNotFoundError:
             raise
         except (SafetensorError, OSError) as error:
-            raise self.damaged(f"{type(error).__name__}: {error}") from None
+            raise self.damaged(f"{type(error).__name__}: {reason_of(error)}") from None
         try:
             self.header = parse_json_object(text, "its header")
             self.is_sealed = "format_version" in self.header

@@ -1,0 +1,90 @@
+"""`statistics.safetensors` that is damaged, missing or of another data set: one sentence each."""
+
+import hashlib
+import shutil
+
+import pytest
+import torch
+from manifests import changed_manifest
+from safetensors.torch import load_file, save_file
+
+from builder.verify import verify
+from llava_amber_activations import ActivationsError, load_statistics
+
+NAME = "statistics.safetensors"
+
+
+@pytest.fixture
+def folder(last_dataset, tmp_path):
+    """A copy of a dataset folder to damage: 32 layers, 64 wide."""
+    shutil.copytree(last_dataset, tmp_path / "dataset")
+    return tmp_path / "dataset"
+
+
+def test_missing(folder):
+    (folder / NAME).unlink()
+    with pytest.raises(ActivationsError, match=rf"{NAME} is missing: build or download"):
+        load_statistics(folder)
+
+
+@pytest.mark.parametrize("name", [NAME, "manifest.json"])
+def test_a_folder_in_its_place(folder, name):
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    with pytest.raises(ActivationsError, match=rf"{name} is a folder"):
+        load_statistics(folder)
+
+
+@pytest.mark.parametrize("size", [0, 7, 100, 2000])
+def test_cut_short(folder, size):
+    path = folder / NAME
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(ActivationsError, match=rf"{NAME} of .*dataset is damaged"):
+        load_statistics(folder)
+
+
+def narrow(tensors):
+    return {**tensors, "x_std": tensors["x_std"][:, :-1].contiguous()}
+
+
+def of_fewer_layers(tensors):
+    return {name: tensor[:-1].contiguous() for name, tensor in tensors.items()}
+
+
+def of_integers(tensors):
+    return {**tensors, "x_mean_norm": tensors["x_mean_norm"].to(torch.int32)}
+
+
+def lacking_one(tensors):
+    return {name: tensor for name, tensor in tensors.items() if name != "mlp_out_std"}
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (narrow, r"x_std is torch.float32 \[32, 63\], not float32 \[32, 64\]"),
+        (of_fewer_layers, r"is torch.float32 \[31, 64\], not float32 \[32, 64\]"),
+        (of_integers, r"x_mean_norm is torch.int32 \[32\], not float32 \[32\]"),
+        (lacking_one, "it has no mlp_out_std"),
+    ],
+)
+def test_of_another_kind_with_right_checksums(folder, change, match):
+    save_file(change(load_file(folder / NAME)), folder / NAME)
+    content = (folder / NAME).read_bytes()
+    with changed_manifest(folder) as manifest:
+        entry = manifest["files"][NAME]
+        entry["sha256"], entry["bytes"] = hashlib.sha256(content).hexdigest(), len(content)
+    for read in (load_statistics, verify):
+        with pytest.raises(ActivationsError, match=match):
+            read(folder)
+
+
+def test_damage_that_safetensors_quotes(folder):
+    """It repeats what it found in the place of a number, all hundred thousand characters of it."""
+    header = (
+        b'{"x_mean": {"dtype": "' + b"x" * 100_000 + b'", "shape": [1], "data_offsets": [0, 4]}}'
+    )
+    (folder / NAME).write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(ActivationsError, match=NAME) as caught:
+        load_statistics(folder)
+    assert len(str(caught.value)) < 1000
