@@ -85,7 +85,7 @@ def read_dataset(
         commit = None if Path(name).is_dir() else builder.hash
         split = split or datasets.get_dataset_split_names(name, revision=commit)[0]
         rows = datasets.load_dataset(name, split=split, revision=commit)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())
         raise ActivationsError(f"cannot open the dataset {name}: {reason}") from None
     for column in (image_column, query_column):

@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from builder.verify import verify
 from capture.run import capture
 from capture.settings import CaptureSettings
 from llava_amber_activations import ActivationsError
@@ -110,6 +111,19 @@ def test_another_recipe_is_refused(make_store, last_store):
     with pytest.raises(ActivationsError, match=r"x_site \('resid_mid', not 'mlp_in'\)"):
         make_store(last_store, x_site="mlp_in")
     assert files_of(last_store) == before
+
+
+def test_what_no_capture_wrote_gets_no_checksum(make_store, tmp_path):
+    """A key that the recipe does not have is not vouched for by going on with the store."""
+    store = make_store(tmp_path / "store", max_samples=2)
+    undisturbed = files_of(store)
+    recipe = json.loads((store / "capture.json").read_text())
+    (store / "capture.json").write_text(json.dumps({**recipe, "licence": "none"}))
+    with pytest.raises(ActivationsError, match=r"capture\.json is not as it was written"):
+        verify(store)
+    make_store(store, max_samples=2)
+    assert verify(store).n_rows == 2
+    assert files_of(store) == undisturbed
 
 
 def test_truncated_chunk_is_refused(make_store, tmp_path):
