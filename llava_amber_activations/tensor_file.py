@@ -75,11 +75,11 @@ def write_tensors(
         digests = threads.map(tensor_sha256, (tensors[name] for name in names))
         sha256 = dict(zip(names, digests, strict=True))
     value = sealed({"format_version": FORMAT_VERSION, **header, "sha256": sha256})
-    with written_whole(path) as partial:
-        try:
+    try:
+        with written_whole(path) as partial:
             save_file(dict(tensors), partial, metadata={key: json.dumps(value)})
-        except SafetensorError as error:
-            raise ActivationsError(f"cannot write {path}: {error}") from None
+    except SafetensorError as error:
+        raise ActivationsError(f"{path} cannot be written ({error})") from None
     return str(value[SEAL])
 
 

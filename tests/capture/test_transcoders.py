@@ -88,6 +88,15 @@ def test_features_end_to_end(make_store, transcoders, checkpoints, tmp_path, how
         assert torch.allclose(features, expected[layer][3], rtol=1e-4, atol=1e-5)
 
 
+def test_a_cpu_with_a_number(checkpoints):
+    """As each process of a launch without a GPU has one: the second rank could load nothing."""
+    plain = load_encoders(checkpoints, 32, 64, torch.device("cpu"))
+    numbered = load_encoders(checkpoints, 32, 64, torch.device("cpu", 1))
+    assert list(numbered) == list(plain) == list(range(31))
+    for layer, encoder in plain.items():
+        assert numbered[layer].weight.tolist() == encoder.weight.tolist()
+
+
 def test_skipped_samples_have_no_features(make_store, checkpoints, image_dir, tmp_path):
     images = tmp_path / "images"
     shutil.copytree(image_dir, images)

@@ -7,11 +7,15 @@ left out, so that `pytest tests` stays quick.
 
 import json
 import os
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from commands import Commands
+from fork_server import ForkServer
+from originals import make_originals
 
 HERE = Path(__file__).parent
 SIZES = ("small", "full")
@@ -98,3 +102,35 @@ def tally(request):
                 file.write(json.dumps(counted) + "\n")
 
     return count
+
+
+@pytest.fixture(scope="session")
+def _originals_and_server(tmp_path_factory):
+    root = tmp_path_factory.mktemp("originals")
+    make_originals(root)
+    server = ForkServer()
+    yield root, server
+    server.close()
+
+
+@pytest.fixture
+def commands(_originals_and_server, hub):
+    """The commands that are killed and run out of room."""
+    return Commands(*_originals_and_server, hub)
+
+
+@pytest.fixture
+def undisturbed(commands, tmp_path):
+    """Function that runs a command undisturbed: what comes of it, and how its processes ended."""
+
+    def run(name):
+        base = tmp_path / "undisturbed"
+        commands.prepare(name, base)
+        ended = commands.run(name, base)
+        assert {each.status for each in ended} == {0}, [each.said for each in ended]
+        wanted = commands.result(name, base)
+        assert not any(path.endswith((".partial", ".lock")) for path in wanted)
+        shutil.rmtree(base)
+        return wanted, ended
+
+    return run
