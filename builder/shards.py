@@ -7,8 +7,9 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Protocol
 
 import numpy as np
@@ -185,8 +186,21 @@ def _done(
             yield from threads.map(_do, *given)
         return
     # Not forked: torch and Arrow have threads by now, and their locks would be copied held.
-    with ProcessPoolExecutor(num_proc, mp_context=get_context("spawn")) as pool:
+    spawn = get_context("spawn")
+    with ProcessPoolExecutor(num_proc, mp_context=spawn, initializer=_end_with_parent) as pool:
         yield from pool.map(_do, *given)
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it is killed, or it would wait for it for ever."""
+    parent = parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    Thread(target=follow, daemon=True).start()
 
 
 def _do(folder: Path, contents: Contents, task: ShardTask, schema: bytes) -> _Done:

@@ -1,6 +1,11 @@
 """Two processes that write to one place: the second is refused, the first is not disturbed."""
 
 import re
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from paused import go_on, start_paused
@@ -82,3 +87,41 @@ def test_after_a_kill_the_next_takes_over(commands, tmp_path, first, second):
     commands[second][2](tmp_path / "undisturbed")
     assert files_of(place) == files_of(tmp_path / "undisturbed")
     assert list(place.parent.iterdir()) == [place]
+
+
+def children_of(pid):
+    """Processes that a process has started to write shards, dead ones left out."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, parent = path.read_text().rpartition(")")[2].split()[:2]
+            command = (path.parent / "cmdline").read_bytes()
+            if state != "Z" and int(parent) == pid and b"spawn_main" in command:
+                found.append(int(path.parent.name))
+    return found
+
+
+def is_alive(pid):
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def test_processes_of_a_killed_build_end(small_store, tmp_path):
+    """They waited for their parent for ever, or went on to write into what the next one clears."""
+    arguments = ["build", small_store, tmp_path / "place", "--num-proc", "5"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "llava_amber_activations", *arguments], stderr=subprocess.PIPE
+    )
+    said = b""
+    while b"| 1/4" not in said:  # one of four shards is written
+        said += process.stderr.read(1)
+    children = children_of(process.pid)
+    process.kill()
+    process.wait()
+    process.stderr.close()
+    assert children
+    until = time.monotonic() + 30
+    while still_there := [child for child in children if is_alive(child)]:
+        assert time.monotonic() < until, f"{still_there} wait for their parent"
+        time.sleep(0.05)

@@ -79,9 +79,9 @@ class Run:
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
 
-    def wait(self):
-        """Wait for its end, and end what it may have left running."""
-        answer = self._server.ask({"wait": self.pid})
+    def wait(self, within=120):
+        """Wait for its end, end it with -9 after so many seconds, and end what it left running."""
+        answer = self._server.ask({"wait": self.pid, "within": within})
         seconds = time.monotonic() - self._began
         self.kill()
         said, _, n_deeds = answer["said"].partition(DEEDS)
@@ -145,7 +145,7 @@ def main():
         request = json.loads(line)
         if "wait" in request:
             pid = request["wait"]
-            answer = {"status": os.waitpid(pid, 0)[1], "said": _read_all(pipes.pop(pid))}
+            answer = {"status": _wait(pid, request["within"]), "said": _read_all(pipes.pop(pid))}
         else:
             # A pipe, because what a run says is not to count as a file that it writes.
             ours, its = os.pipe()
@@ -157,6 +157,18 @@ def main():
             pipes[pid] = ours
             answer = {"pid": pid}
         print(json.dumps(answer), flush=True)
+
+
+def _wait(pid, within):
+    until = time.monotonic() + within
+    while True:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return status
+        if time.monotonic() > until:
+            os.killpg(pid, signal.SIGKILL)
+            return os.waitpid(pid, 0)[1]
+        time.sleep(0.005)
 
 
 def _read_all(pipe):
