@@ -202,3 +202,5 @@ def adopt_recipe(store: Path, recipe: Recipe) -> None:
             f"{store} was captured with another recipe: {', '.join(differences)}. "
             "Capture into a new folder, or with the options that this one was begun with"
         )
+    # What else the file holds, no capture of this format wrote: it is to get no checksum.
+    write_recipe(store, recipe)
