@@ -74,6 +74,20 @@ def test_what_is_missing_is_said(make_store, hf_folder, query_file, tmp_path):
     refused("needs --image-dir", dataset=query_file)
 
 
+def test_a_damaged_file_is_said(make_store, hf_folder, tmp_path):
+    """Whatever datasets makes of pages that are not what the footer says."""
+    folder = tmp_path / "damaged"
+    shutil.copytree(hf_folder, folder)
+    (path,) = (folder / "data").iterdir()
+    content = bytearray(path.read_bytes())
+    content[4:2000] = bytes(1996)
+    path.write_bytes(content)
+    options = {"image_dir": None, "image_column": "picture", "query_column": "question"}
+    with pytest.raises(ActivationsError, match=r"cannot open the dataset .*damaged"):
+        make_store(tmp_path / "store", dataset=f"hf:{folder}", **options)
+    assert not (tmp_path / "store").exists()
+
+
 def save_rows(folder, hf_folder, **columns):
     """Save a dataset of the first three pictures and other columns."""
     (path,) = (hf_folder / "data").iterdir()
