@@ -86,7 +86,9 @@ def read_dataset(
         split = split or datasets.get_dataset_split_names(name, revision=commit)[0]
         rows = datasets.load_dataset(name, split=split, revision=commit)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        reason = " ".join(str(error).split())
+        # Of a damaged file, datasets says what it was doing, and the cause what is wrong.
+        causes = [error] if error.__cause__ is None else [error, error.__cause__]
+        reason = ": ".join(" ".join(str(cause).split()) for cause in causes)
         raise ActivationsError(f"cannot open the dataset {name}: {reason}") from None
     for column in (image_column, query_column):
         if column not in rows.column_names:

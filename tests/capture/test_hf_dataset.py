@@ -75,15 +75,18 @@ def test_what_is_missing_is_said(make_store, hf_folder, query_file, tmp_path):
 
 
 def test_a_damaged_file_is_said(make_store, hf_folder, tmp_path):
-    """Whatever datasets makes of pages that are not what the footer says."""
-    folder = tmp_path / "damaged"
-    shutil.copytree(hf_folder, folder)
-    (path,) = (folder / "data").iterdir()
+    """Pages that are not what the footer says: what datasets was doing, and what is wrong."""
+    folder = save_rows(tmp_path / "damaged", hf_folder, question=["a" * 3000, "b", "c"])
+    path = folder / "train.parquet"
+    footer = pq.ParquetFile(path).metadata.row_group(0)
     content = bytearray(path.read_bytes())
-    content[4:2000] = bytes(1996)
+    for number in range(footer.num_columns):
+        column = footer.column(number)
+        start = column.dictionary_page_offset or column.data_page_offset
+        content[start : start + 40] = bytes(40)
     path.write_bytes(content)
     options = {"image_dir": None, "image_column": "picture", "query_column": "question"}
-    with pytest.raises(ActivationsError, match=r"cannot open the dataset .*damaged"):
+    with pytest.raises(ActivationsError, match=r"cannot open the dataset .*damaged: .*generating"):
         make_store(tmp_path / "store", dataset=f"hf:{folder}", **options)
     assert not (tmp_path / "store").exists()
 

@@ -18,6 +18,7 @@ from llava_amber_activations.store import (
     write_chunk,
     write_recipe,
 )
+from llava_amber_activations.store_sums import write_sums
 
 CPU = torch.device("cpu")
 
@@ -45,8 +46,14 @@ def test_on_the_command_line(cli, last_store, tiny_llava, image_dir, all_dataset
 def without_weights(store, copy):
     """Copy a store whose recipe does not know the weights, as that of a model of the Hub."""
     shutil.copytree(store, copy)
-    write_recipe(copy, replace(read_recipe(copy), weights_sha256=None))
+    change_recipe(copy, weights_sha256=None)
     return copy
+
+
+def change_recipe(store, **changes):
+    """Change a finished store's recipe, its checksum with it."""
+    write_recipe(store, replace(read_recipe(store), **changes))
+    write_sums(store)
 
 
 def test_another_model_is_found_out(last_store, image_dir, tmp_path):
@@ -109,8 +116,7 @@ def test_a_small_error_of_every_vector_is_found_out(last_store, tiny_llava, imag
 def test_another_batch_size_is_no_other_recipe(make_store, tiny_llava, image_dir, tmp_path):
     """What decides the last bits alone is compared within the tolerance."""
     store = make_store(tmp_path / "store", batch_size=None)
-    recipe = replace(read_recipe(store), device="another", reuse_prefix=True, compile=True)
-    write_recipe(store, recipe)
+    change_recipe(store, device="another", reuse_prefix=True, compile=True)
     found = recapture(
         store, model=str(tiny_llava), image_dir=image_dir, n_samples=2, seed=0, device=CPU
     )
