@@ -18,8 +18,15 @@ from builder.shards import (
 from builder.store_features import features_contents
 from builder.store_rows import store_contents
 from llava_amber_activations.errors import ActivationsError
-from llava_amber_activations.folder import ALL_LAYERS, DEFAULT_CONFIG, Manifest
+from llava_amber_activations.folder import (
+    ALL_LAYERS,
+    DEFAULT_CONFIG,
+    MANIFEST_FILE,
+    BuiltFrom,
+    Manifest,
+)
 from llava_amber_activations.layers import LayerWindow
+from llava_amber_activations.source import open_source
 from llava_amber_activations.store import read_recipe, read_samples, vector_names
 
 DEFAULT_SHARD_SIZE = "500MB"
@@ -37,7 +44,8 @@ def build(
 ) -> Manifest:
     """Build a dataset folder from a finished capture store.
 
-    The folder is made beside `dataset` and renamed to it when it is whole.
+    The folder is made beside `dataset` and renamed to it when it is whole. Where `dataset` is what
+    the same store and options give, nothing is done.
 
     Args:
         n_targets: targets of a layer in the default config; the capture's own number if None.
@@ -55,12 +63,18 @@ def build(
             f"the configs to build are {' and '.join(BUILT_CONFIGS)}, not '{','.join(configs)}'"
         )
     shard_bytes = parse_size(max_shard_size)
-    check_free(dataset)
-    check_figures()
+    if not (dataset / MANIFEST_FILE).is_file():
+        check_free(dataset)
+        check_figures()
     recipe = read_recipe(store)
     records = read_samples(store)
     window = LayerWindow(recipe.n_layers, recipe.n_targets if n_targets is None else n_targets)
     contents = store_contents(store, recipe, records)
+    built_from = BuiltFrom(contents.sha256, tuple(sorted(set(configs))), shard_bytes)
+    finished = _finished(dataset, built_from, window.n_targets)
+    if finished is not None:
+        return finished
+    check_free(dataset)
     rows = [record.n_rows for record in records]
     names = vector_names(recipe.n_layers)
     tasks: list[ShardTask] = []
@@ -91,5 +105,27 @@ def build(
             warnings=(f"{skipped} samples have no rows: their pictures could not be read.",)
             if skipped
             else (),
+            built_from=built_from,
         )
         return finish_folder(folder, manifest, moments)
+
+
+def _finished(dataset: Path, built_from: BuiltFrom, n_targets: int) -> Manifest | None:
+    """Return the manifest of a folder that is built already; None where there is another, or none.
+
+    Raises:
+        ActivationsError: it was built so, and a file of it is no longer as it was.
+    """
+    if not (dataset / MANIFEST_FILE).is_file():
+        return None
+    manifest = open_source(dataset).manifest
+    if (manifest.built_from, manifest.n_targets) != (built_from, n_targets):
+        return None
+    for path, entry in manifest.files.items():
+        file = dataset / path
+        if not file.is_file() or file.stat().st_size != entry.bytes:
+            raise ActivationsError(
+                f"{dataset} was built from this store, and its {path} is missing or has changed "
+                "since: move the folder away, and build again"
+            )
+    return manifest

@@ -8,7 +8,7 @@ from builder.card import readable_size
 from llava_amber_activations.folder import ALL_LAYERS, DEFAULT_CONFIG
 from llava_amber_activations.layers import LayerWindow
 from llava_amber_activations.recipe import Recipe
-from llava_amber_activations.source import open_source
+from llava_amber_activations.source import check_no_revision, open_source
 from llava_amber_activations.store import (
     is_finished,
     is_store,
@@ -27,6 +27,7 @@ def info(source: str | Path, revision: str | None = None) -> list[tuple[str, str
     """
     path = Path(source)
     if path.is_dir() and is_store(path):
+        check_no_revision(source, revision)
         return _store_info(path)
     return _dataset_info(source, revision)
 
@@ -64,9 +65,7 @@ def _dataset_info(source: str | Path, revision: str | None) -> list[tuple[str, s
     ]
     if DEFAULT_CONFIG in manifest.configs or ALL_LAYERS in manifest.configs:
         window = LayerWindow(recipe.n_layers, manifest.n_targets)
-        last = window.sources[-1]
-        counts = f"{len(window.targets(0))} for L0 … {len(window.targets(last))} for L{last}"
-        lines.append(("targets", counts))
+        lines.append(("targets", _target_counts(window)))
     for config in manifest.configs:
         splits = manifest.splits(config)
         size = sum(manifest.bytes_of(paths) for paths in splits.values())
@@ -79,6 +78,13 @@ def _dataset_info(source: str | Path, revision: str | None) -> list[tuple[str, s
     total = manifest.bytes_of(list(manifest.files))
     lines.append(("bytes", f"{total} ({readable_size(total)})"))
     return lines
+
+
+def _target_counts(window: LayerWindow) -> str:
+    if not window.sources:
+        return "none: no layer comes after the only one"
+    ends = sorted({window.sources[0], window.sources[-1]})
+    return " … ".join(f"{len(window.targets(layer))} for L{layer}" for layer in ends)
 
 
 def _recipe_info(recipe: Recipe) -> list[tuple[str, str]]:

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
+from builder.shard_facts import check_shards
 from builder.store_features import features_contents
 from builder.store_rows import store_contents
 from llava_amber_activations.errors import ActivationsError
@@ -26,6 +27,7 @@ from llava_amber_activations.folder import (
     STATISTICS_FILE,
 )
 from llava_amber_activations.layer_rows import LayerView, split_tables, tables_of_layer
+from llava_amber_activations.layers import LayerWindow
 from llava_amber_activations.schema import (
     LEADING,
     SAMPLE,
@@ -111,6 +113,7 @@ def _check_features(path: Path) -> None:
 def _verify_folder(folder: Path) -> Verified:
     source = open_source(folder)
     _check_files(source, folder)
+    check_shards(source)
     _check_rows(source)
     if STATISTICS_FILE in source.manifest.files:
         read_statistics(source)
@@ -196,8 +199,15 @@ def _check_split(source: Source, split: str) -> None:
     own = split_tables(source, manifest.shards(DEFAULT_CONFIG, split))
     shards = manifest.shards(ALL_LAYERS, ALL_LAYERS_SPLIT)
     if not shards:
+        n_targets = len(LayerWindow(manifest.recipe.n_layers, manifest.n_targets).targets(layer))
         for table in own:
             _check_finite(table, split)
+            found = arrow_to_targets(table[TARGETS]).shape[1]
+            if found != n_targets:
+                raise ActivationsError(
+                    f"split {split} in {source.name} has {found} targets, and by {MANIFEST_FILE} "
+                    f"{n_targets}: build or download the dataset again"
+                )
         return
     view = LayerView(layer, manifest.n_targets)
     row = 0

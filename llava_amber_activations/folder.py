@@ -71,6 +71,25 @@ class FileEntry:
 
 
 @dataclass(frozen=True)
+class BuiltFrom:
+    """What a folder was built from, and how: the same again gives the same folder.
+
+    Attributes:
+        store_sha256: one checksum of all that the capture store holds.
+        configs: that were asked for.
+        max_shard_bytes: most bytes of a shard before compression.
+    """
+
+    store_sha256: str
+    configs: tuple[str, ...]
+    max_shard_bytes: int
+
+    def __post_init__(self) -> None:
+        check_sha256("store_sha256", self.store_sha256)
+        check_number("max_shard_bytes", self.max_shard_bytes, 1, INT64_MAX)
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The text of `manifest.json`.
 
@@ -81,6 +100,7 @@ class Manifest:
         n_rows: rows of every split.
         files: by path relative to the folder.
         warnings: what `build` or `import` had to leave out, in sentences.
+        built_from: the store and the options of `build`; None after an import, and in format 1.0.
     """
 
     recipe: Recipe
@@ -89,6 +109,7 @@ class Manifest:
     n_rows: int
     files: dict[str, FileEntry]
     warnings: tuple[str, ...] = ()
+    built_from: BuiltFrom | None = None
     format_version: str = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -125,6 +146,7 @@ class Manifest:
                 "format_version": fields.pop("format_version"),
                 **fields,
                 "warnings": list(self.warnings),
+                "built_from": self.built_from and _object_of(self.built_from),
                 "recipe": self.recipe.to_json(),
                 "files": files,
             }
@@ -167,6 +189,10 @@ class Manifest:
     def bytes_of(self, paths: list[str]) -> int:
         """Return the bytes of some files together."""
         return sum(self.files[path].bytes for path in paths)
+
+
+def _object_of(built_from: BuiltFrom) -> dict[str, Any]:
+    return {**dataclasses.asdict(built_from), "configs": list(built_from.configs)}
 
 
 def _layer_number(split: str) -> int:

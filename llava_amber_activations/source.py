@@ -79,6 +79,7 @@ def open_source(source: str | Path, revision: str | None = None) -> Source:
     """
     path = Path(source)
     if path.is_dir():
+        check_no_revision(source, revision)
         root = str(path.resolve())
     elif _REPO_ID.fullmatch(str(source)):
         from llava_amber_activations.hub_files import repo_root
@@ -100,6 +101,19 @@ def open_source(source: str | Path, revision: str | None = None) -> Source:
         except FileNotFoundError:
             raise missing from None
     return Source(str(source), root, Manifest.from_json(parse_json_object(text, where), where))
+
+
+def check_no_revision(folder: object, revision: str | None) -> None:
+    """Check that no revision is asked for of a folder, which has none.
+
+    Raises:
+        ActivationsError: one is.
+    """
+    if revision is not None:
+        raise ActivationsError(
+            f"{folder} is a folder, which has no revision '{revision}': only a dataset on the Hub "
+            "has revisions. Leave the revision out, or name the dataset as OWNER/NAME"
+        )
 
 
 def open_parquet(url: str, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:

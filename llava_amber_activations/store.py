@@ -33,6 +33,7 @@ from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files import write_json, write_text
 from llava_amber_activations.kinds import KINDS
 from llava_amber_activations.layers import mlp_out_name, x_name
+from llava_amber_activations.read_errors import read_errors
 from llava_amber_activations.recipe import Recipe, minor_version
 from llava_amber_activations.sealed_json import FIRST_SEALED_MINOR
 from llava_amber_activations.store_sums import (
@@ -107,7 +108,9 @@ def read_recipe(store: Path) -> Recipe:
     path = store / RECIPE_FILE
     if not path.is_file():
         raise ActivationsError(f"{store} is not a capture store: it has no {RECIPE_FILE}")
-    return Recipe.from_json(parse_json_object(path.read_bytes(), path), path)
+    with read_errors(path):
+        text = path.read_bytes()
+    return Recipe.from_json(parse_json_object(text, path), path)
 
 
 def write_recipe(store: Path, recipe: Recipe) -> None:
@@ -272,8 +275,10 @@ def read_samples(store: Path) -> list[SampleRecord]:
             "capture command again"
         )
     check_sums(store)
+    with read_errors(path):
+        lines = path.read_bytes().splitlines()
     records = []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         where = f"{path} line {number}"
         value = parse_json_object(line, where)
         records.append(read_object(SampleRecord, value, where, "a sample"))

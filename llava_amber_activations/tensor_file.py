@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from llava_amber_activations.checked_values import check_sha256
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files import written_whole
-from llava_amber_activations.read_errors import reason_of
+from llava_amber_activations.read_errors import read_errors, reason_of
 from llava_amber_activations.recipe import FORMAT_VERSION, check_format_version
 from llava_amber_activations.sealed_json import SEAL, check_seal, sealed
 from llava_amber_activations.typed_json import parse_json_object, read_object
@@ -115,6 +115,10 @@ class TensorFile:
         """
         self.path = path
         self._remedy = remedy
+        # What is there and may not be read is not damaged: it must not be deleted.
+        if path.is_file():
+            with read_errors(path), path.open("rb"):
+                pass
         try:
             self._file = safe_open(path, framework="pt")
             text = (self._file.metadata() or {}).get(key, "{}")

@@ -55,6 +55,7 @@ def build(
     """Build a dataset folder, which load_dataset opens, from a capture store."""
     from builder.build import build as build_folder
 
+    was_there = (dataset / "manifest.json").is_file()
     manifest = build_folder(
         store,
         dataset,
@@ -64,8 +65,9 @@ def build(
         num_proc=num_proc,
     )
     config = next(iter(manifest.splits("default")), manifest.configs[-1])
+    already = "built already from this store with these options, " if was_there else ""
     typer.echo(
-        f"{dataset}: {len(manifest.files)} files, {manifest.n_rows} rows in "
+        f"{dataset}: {already}{len(manifest.files)} files, {manifest.n_rows} rows in "
         f"{', '.join(manifest.configs)}. Next: load_dataset('{dataset}', '{config}')"
     )
 

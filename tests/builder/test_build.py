@@ -248,6 +248,35 @@ def test_a_store_of_format_1_0(last_store, tmp_path, last_dataset):
             refuse(store)
 
 
+def test_built_already(small_store, make_small_store, tmp_path, cli):
+    """The same store and options: nothing is done, and it is said. Anything else is refused."""
+    dataset = tmp_path / "dataset"
+    first = cli("build", small_store, dataset, "--n-targets", "1")
+    assert first.returncode == 0 and "built already" not in first.stdout
+    before = {path: path.stat().st_mtime_ns for path in dataset.rglob("*")}
+    again = cli("build", small_store, dataset, "--n-targets", "1")
+    assert again.returncode == 0, again.stderr
+    assert "built already from this store with these options" in again.stdout
+    copied = shutil.copytree(small_store, tmp_path / "copy")
+    build(copied, dataset, n_targets=1, configs=["all_layers", "default"], num_proc=2)
+    assert {path: path.stat().st_mtime_ns for path in dataset.rglob("*")} == before
+    other = make_small_store(tmp_path / "other", scale=2.0)
+    for store, options in (
+        (small_store, {}),
+        (small_store, {"n_targets": 1, "configs": ["default"]}),
+        (small_store, {"n_targets": 1, "max_shard_size": "1kB"}),
+        (other, {"n_targets": 1}),
+    ):
+        with pytest.raises(ActivationsError, match="already holds something"):
+            build(store, dataset, **options)
+    flip(copied / "chunks" / "chunk-00000.safetensors", 200)
+    with pytest.raises(ActivationsError, match=r"chunk-00000\.safetensors is damaged"):
+        build(copied, dataset, n_targets=1)
+    (dataset / "data" / "L0-00000-of-00001.parquet").unlink()
+    with pytest.raises(ActivationsError, match=r"its data/L0-.* is missing or has changed since"):
+        build(small_store, dataset, n_targets=1)
+
+
 def test_a_killed_build_leaves_no_folder(last_store, tmp_path, monkeypatch):
     """What breaks off in the middle leaves nothing that could be taken for a dataset."""
     import builder.figures as figures

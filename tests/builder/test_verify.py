@@ -8,10 +8,17 @@ import pyarrow.parquet as pq
 import pytest
 from manifests import changed_manifest
 
+from builder.build import build
+from builder.export import export
 from builder.info import info
 from builder.shard_writer import open_shard
 from builder.verify import verify
-from llava_amber_activations import ActivationsError
+from llava_amber_activations import (
+    ActivationsError,
+    load_activations,
+    load_statistics,
+    open_layer,
+)
 from llava_amber_activations.schema import vectors_to_arrow
 
 
@@ -162,3 +169,33 @@ def test_info(cli, last_store, all_dataset, store):
     assert result.returncode == 0
     printed = dict(line.split("  ", 1) for line in result.stdout.splitlines())
     assert {name: value.strip() for name, value in printed.items()} == lines
+
+
+def test_info_of_one_layer(make_small_store, tmp_path):
+    """A model of one layer has no targets, and a folder all the same."""
+    store = make_small_store(tmp_path / "store", n_layers=1)
+    assert dict(info(store))["layers"] == "0 … 0, width 8"
+    build(store, tmp_path / "dataset")
+    assert verify(tmp_path / "dataset").n_rows == 9
+    lines = dict(info(tmp_path / "dataset"))
+    assert lines["targets"] == "none: no layer comes after the only one"
+    store = make_small_store(tmp_path / "two", n_layers=2)
+    build(store, tmp_path / "of-two")
+    assert dict(info(tmp_path / "of-two"))["targets"] == "1 for L0"
+
+
+def test_a_folder_has_no_revision(all_dataset, last_store, tmp_path, cli):
+    """Said by everything that takes a revision, instead of being ignored."""
+    for read in (
+        lambda: info(all_dataset, revision="v1.0"),
+        lambda: info(last_store, revision="v1.0"),
+        lambda: open_layer(all_dataset, 0, revision="v1.0"),
+        lambda: load_activations(all_dataset, 0, revision="v1.0"),
+        lambda: load_statistics(all_dataset, revision="v1.0"),
+        lambda: export(all_dataset, tmp_path / "pt", layout="layers", revision="v1.0"),
+    ):
+        with pytest.raises(ActivationsError, match=r"is a folder, which has no revision 'v1\.0'"):
+            read()
+    assert not (tmp_path / "pt").exists()
+    result = cli("info", all_dataset, "--revision", "main")
+    assert result.returncode == 1 and "has no revision 'main'" in result.stderr

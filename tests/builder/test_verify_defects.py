@@ -8,11 +8,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from manifests import changed_manifest
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from builder.build import build
 from builder.import_pt import import_pt
+from builder.info import info
 from builder.verify import verify
-from llava_amber_activations import ActivationsError
+from llava_amber_activations import ActivationsError, load_statistics
+from llava_amber_activations.schema import vector_type, vectors_to_arrow
 from llava_amber_activations.store import SampleRecord, read_samples, write_chunk
 
 
@@ -190,3 +193,141 @@ def test_layers_of_other_samples(write_layers, tmp_path):
     rewrite(tmp_path / "dataset", name, "sample", put_last(9))
     with pytest.raises(ActivationsError, match=r"L2.* samples"):
         verify(tmp_path / "dataset")
+
+
+def rewrite_table(folder, name, change):
+    """Change a Parquet file's table, and make the manifest agree with the file."""
+    path = folder / name
+    pq.write_table(change(pq.ParquetFile(path).read()), path)
+    with changed_manifest(folder) as manifest:
+        entry = manifest["files"][name]
+        entry["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+        entry["bytes"] = path.stat().st_size
+
+
+def as_float16(table):
+    """The vectors x of a table as float16."""
+    at = table.schema.get_field_index("x")
+    numbers = table["x"].combine_chunks().flatten().to_numpy().astype(np.float16).reshape(-1, 8)
+    field = pa.field("x", vector_type(8, "float16"), nullable=False)
+    return table.set_column(at, field, vectors_to_arrow(numbers))
+
+
+def narrower(table):
+    """The vectors x of a table without their last number."""
+    at = table.schema.get_field_index("x")
+    numbers = table["x"].combine_chunks().flatten().to_numpy().reshape(-1, 8)[:, :7]
+    field = pa.field("x", vector_type(7, "float32"), nullable=False)
+    return table.set_column(at, field, vectors_to_arrow(np.ascontiguousarray(numbers)))
+
+
+def unsigned(table):
+    at = table.schema.get_field_index("position")
+    return table.set_column(at, "position", table["position"].cast(pa.uint8()))
+
+
+def without(table):
+    return table.drop_columns("token_id")
+
+
+def of_other_layers(table):
+    metadata = {b"llava_amber_activations": b'{"format_version": "1.1", "n_layers": 5}'}
+    return table.replace_schema_metadata({**table.schema.metadata, **metadata})
+
+
+def of_no_project(table):
+    return table.replace_schema_metadata({})
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (as_float16, r"x of .*L1-0.* is .*halffloat.*by manifest\.json it is .*float"),
+        (narrower, r"x of .*L1-0.*\[7\].*by manifest\.json it is .*\[8\]"),
+        (unsigned, r"position of .*L1-0.* is uint8, and by manifest\.json it is int32"),
+        (without, r"L1-0.* has no column token_id"),
+        (
+            of_other_layers,
+            r"L1-0.* is of a model of 5 layers, and the recipe",
+        ),
+        (of_no_project, r"L1-0.* names no format version"),
+    ],
+)
+def test_a_shard_that_the_manifest_does_not_say(folder, change, match):
+    """A hand-mixed folder under right checksums."""
+    rewrite_table(folder, OWN, change)
+    with pytest.raises(ActivationsError, match=match):
+        verify(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "match"),
+    [
+        ("dtype", "float16", r"is .*float.*by manifest\.json it is .*halffloat"),
+        ("hidden_size", 9, r"\[8\].*by manifest\.json it is .*\[9\]"),
+        ("n_layers", 5, "is of a model of 4 layers, and the recipe"),
+        ("n_targets", 1, r"targets of rows 0 to 8 of split L0 .* differs"),
+        ("n_rows", 8, "9 rows"),
+    ],
+)
+def test_a_manifest_of_other_shards(folder, key, value, match):
+    """Every number and word of it that the files say too, under a checksum made anew."""
+    with changed_manifest(folder) as manifest:
+        holder = manifest["recipe"] if key in ("hidden_size", "n_layers") else manifest
+        holder[key] = value
+    with pytest.raises(ActivationsError, match=match):
+        verify(folder)
+
+
+def test_targets_of_a_folder_without_all_layers(small_store, tmp_path):
+    build(small_store, tmp_path / "dataset", configs=["default"])
+    verify(tmp_path / "dataset")
+    with changed_manifest(tmp_path / "dataset") as manifest:
+        manifest["n_targets"] = 3
+    with pytest.raises(ActivationsError, match=r"split L0 .* has 2 targets, and by"):
+        verify(tmp_path / "dataset")
+
+
+@pytest.mark.parametrize("change", ["dtype", "shape", "missing"])
+def test_statistics_of_another_model(folder, change):
+    path = folder / "statistics.safetensors"
+    tensors = load_file(path)
+    if change == "dtype":
+        tensors["x_mean"] = tensors["x_mean"].half()
+    elif change == "shape":
+        tensors["x_mean_norm"] = tensors["x_mean_norm"][:3].clone()
+    else:
+        del tensors["x_std"]
+    save_file(tensors, path)
+    with changed_manifest(folder) as manifest:
+        entry = manifest["files"][path.name]
+        entry["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+        entry["bytes"] = path.stat().st_size
+    for read in (verify, load_statistics):
+        with pytest.raises(ActivationsError, match=r"x_(mean|mean_norm|std).*build or download"):
+            read(folder)
+
+
+@pytest.mark.parametrize("path", ["../secret", "/etc/hostname", "data/../../secret"])
+def test_paths_outside_the_folder(folder, path):
+    """Nothing outside is hashed or opened: the manifest is refused."""
+    (folder.parent / "secret").write_text("secret")
+    with changed_manifest(folder) as manifest:
+        digest = hashlib.sha256(b"secret").hexdigest()
+        manifest["files"][path] = {"sha256": digest, "bytes": 6, "rows": None}
+    for read in (verify, load_statistics, info):
+        with pytest.raises(ActivationsError, match="is not one inside the folder"):
+            read(folder)
+
+
+def test_a_file_that_is_a_folder(folder):
+    (folder / "manifest.json").unlink()
+    (folder / "manifest.json").mkdir()
+    with pytest.raises(ActivationsError, match=r"manifest\.json is a folder, and should be a file"):
+        verify(folder)
+
+
+def test_statistics_that_are_gone(folder):
+    (folder / "statistics.safetensors").unlink()
+    with pytest.raises(ActivationsError, match=r"statistics\.safetensors is missing: build or"):
+        load_statistics(folder)
