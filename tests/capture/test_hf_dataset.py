@@ -139,6 +139,8 @@ def test_a_changed_folder_is_refused(make_store, hf_folder, tmp_path):
         make_store(store, **options)
 
 
+# huggingface_hub's own call, when it uploads.
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 def test_the_commit_of_a_dataset_of_the_hub(hub, make_store, hf_folder, tmp_path):
     """What was captured is what the recipe names, also when the branch has moved on."""
     api = HfApi(token=DEFAULT_TOKEN)

@@ -119,6 +119,8 @@ def test_an_error_of_the_writer_is_not_lost(make_store, tmp_path, monkeypatch):
     assert not (tmp_path / "store" / "samples.jsonl").exists()
 
 
+# torch's own call, when it first compiles.
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with g++ on a CPU")
 def test_compiled(make_store, last_store, tmp_path):
     """The same values, from one graph for all layers of each kind, whatever the batch's length."""

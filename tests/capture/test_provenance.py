@@ -45,6 +45,8 @@ def test_the_recipe_names_what_decides(last_store, tiny_llava):
     assert value["revision"] is None and value["dataset_revision"] is None
 
 
+# torch's own call, when it first compiles.
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
 @pytest.mark.parametrize(
     ("option", "said"),
     [
