@@ -31,6 +31,9 @@ _WAITS = (1.0, 2.0, 4.0, 8.0)
 # Who is told to come back later than this is better told so.
 _MOST_WAITED = 300.0
 
+# What the Hub's client puts in the place of whatever broke an upload.
+_UPLOAD_FAILED = "Error while uploading"
+
 _T = TypeVar("_T")
 
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
@@ -73,16 +76,21 @@ def hub_errors(repo_id: str, doing: str) -> Iterator[None]:
         raise ActivationsError(f"{cannot}: {_status(error)}") from None
     except Exception as error:
         if isinstance(error.__cause__, HfHubHTTPError):
-            # An upload that failed is a RuntimeError from the answer that it failed with.
+            # An upload that failed is a RuntimeError from what it failed with, here and below.
             raise ActivationsError(f"{cannot}: {_status(error.__cause__)}") from None
         if _is_connection(error) or _is_connection(error.__cause__):
             raise ActivationsError(
                 f"{cannot}: no answer ({_first_line(error)}). Check the connection and run it again"
             ) from None
-        if _is_answer(error):
+        if _is_answer(error) or _is_answer(error.__cause__):
             raise ActivationsError(
                 f"{cannot}: its answer makes no sense ({_first_line(error)}). Check "
                 "HF_ENDPOINT and the proxies on the way, and run it again"
+            ) from None
+        if str(error).startswith(_UPLOAD_FAILED):
+            raise ActivationsError(
+                f"{cannot}: an upload failed ({_first_line(error.__cause__ or error)}). Run the "
+                "same command again, which sends no file twice"
             ) from None
         raise
 
@@ -137,16 +145,17 @@ def _is_connection(error: BaseException | None) -> bool:
     return short or _is_of_http(error, "TransportError")
 
 
-def _is_answer(error: BaseException) -> bool:
+def _is_answer(error: BaseException | None) -> bool:
     """Whether an answer came that is none: a circle of redirects, no JSON, no commit."""
     kinds = (json.JSONDecodeError, FileMetadataError)
-    return isinstance(error, kinds) or _is_of_http(error, "RequestError")
+    # A StreamError is a redirect of an upload, whose body cannot be sent twice.
+    return isinstance(error, kinds) or _is_of_http(error, "RequestError", "StreamError")
 
 
-def _is_of_http(error: BaseException | None, name: str) -> bool:
+def _is_of_http(error: BaseException | None, *kinds: str) -> bool:
     # httpx (or httpx2, by the release of huggingface_hub) is the Hub client's own matter.
     names = {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(error).__mro__}
-    return bool(names & {f"httpx.{name}", f"httpx2.{name}"})
+    return any(f"{client}.{kind}" in names for client in ("httpx", "httpx2") for kind in kinds)
 
 
 def _offline(repo_id: str, doing: str) -> str:

@@ -8,6 +8,7 @@ from loopback_hub import DEFAULT_TOKEN, Faults
 
 from builder.build import build
 from builder.export import export
+from builder.info import info
 from builder.push import push
 from llava_amber_activations import ActivationsError, activation_batches, load_activations
 
@@ -104,6 +105,59 @@ def test_down_in_the_middle_of_an_export(hub, pushed, narrow_vectors, tmp_path):
         assert np.array_equal(x[:, 0].numpy(), narrow_vectors[f"x_{layer:02d}"])
     pairs = [path for path in done if path.with_name(path.name.replace("_x", "_y")) in done]
     assert pairs and all(path.stat().st_mtime_ns == done[path] for path in pairs)
+
+
+@pytest.mark.parametrize("at", ["first", "commit", "upload"])
+def test_a_circle_of_redirects(hub, cli, narrow_dataset, pushed, at):
+    """One line that names the repo; no traceback, and nothing tried for long."""
+    repo_id = f"lab/circle-{at}"
+    only = {"first": None, "commit": f"/api/datasets/{repo_id}/commit/", "upload": "lfs"}[at]
+    hub.faults = Faults(loop_every=1, only=only)
+    result = cli("push", narrow_dataset, "--repo-id", repo_id)
+    assert result.returncode == 1
+    error = result.stderr.strip().splitlines()[-1]
+    assert error.startswith(
+        f"error: cannot push to {repo_id} on the Hub: its answer makes no sense"
+    )
+    assert "Traceback" not in result.stderr
+    if at == "first":
+        with pytest.raises(ActivationsError, match=rf"cannot read {pushed} on the Hub: its answer"):
+            load_activations(pushed, layer=0, streaming=True)
+
+
+def test_an_answer_that_is_no_json(hub, pushed):
+    """Such as a captive portal's page, with status 200."""
+    hub.faults = Faults(short_every=1, only=f"/api/datasets/{pushed}")
+    with pytest.raises(ActivationsError, match=rf"cannot read {pushed} on the Hub: its answer"):
+        info(pushed)
+
+
+@pytest.mark.parametrize("status", ["503", "429"])
+def test_the_hub_says_when_to_come_back(hub, pushed, monkeypatch, status):
+    """Retry-After is what is waited; a far one is said at once."""
+    waited = []
+    monkeypatch.setattr("llava_amber_activations.hub.time.sleep", waited.append)
+    only = f"/api/datasets/{pushed}"
+    hub.faults = Faults(**{f"every_{status}": 1}, retry_after=7, times=2, only=only)
+    assert dict(info(pushed))["rows"] == "200"
+    assert waited == [7, 7]
+    hub.faults = Faults(**{f"every_{status}": 1}, retry_after=3000, only=only)
+    with pytest.raises(ActivationsError, match=status):
+        info(pushed)
+    assert waited == [7, 7]
+
+
+def test_bodies_of_another_length(hub, pushed, narrow_vectors):
+    """Asked for again; and where every one is too short, a sentence and no other values."""
+    shards = "/datasets/lab/amber-activations/resolve"
+    stream = load_activations(pushed, layer=21, n_targets=1, streaming=True)
+    hub.faults = Faults(short_every=3, only=lambda call: call.path.startswith(shards))
+    x = torch.cat([batch["x"] for batch in activation_batches(stream, batch_size=64)])
+    assert np.array_equal(x.numpy(), narrow_vectors["x_21"]) and hub.faults.fired["short"] > 0
+    hub.faults = Faults(short_every=1, only=lambda call: call.path.startswith(shards))
+    stream = load_activations(pushed, layer=22, n_targets=1, streaming=True)
+    with pytest.raises(ActivationsError, match=r"lab/amber-activations.* bytes came where"):
+        list(activation_batches(stream, batch_size=64))
 
 
 def test_no_server_at_all(hub, cli, narrow_store, pushed, tmp_path):
