@@ -19,7 +19,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # The processes that tests start have pyproject.toml's filterwarnings, too.
 os.environ.setdefault(
     "PYTHONWARNINGS",
-    "error::DeprecationWarning,error::FutureWarning,error::PendingDeprecationWarning",
+    "error::DeprecationWarning,error::FutureWarning,error::PendingDeprecationWarning,"
+    "ignore:Use 'content=<...>' to upload raw bytes/text content.:DeprecationWarning",
 )
 
 import json
