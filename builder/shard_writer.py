@@ -74,6 +74,9 @@ class ShardWriter:
                 path: "BYTE_STREAM_SPLIT" for field in schema if (path := _vector_path(field))
             },
             write_statistics=[field.name for field in schema if not _vector_path(field)],
+            # zstd's frames have no checksum here, and a flipped byte of what does not compress
+            # would pass for another value.
+            write_page_checksum=True,
         )
 
     def write_group(self, columns: list[pa.Array]) -> None:

@@ -107,7 +107,7 @@ class LlavaAmberActivations(datasets.ArrowBasedBuilder):
         x = self.info.features.arrow_schema.field(X).type
         dtype = FLOAT_NAMES[x.value_type]
         expected = dataclasses.replace(self.expected, width=x.list_size, dtype=dtype)
-        return Shards(files, expected)
+        return Shards(files, expected, checked=True)
 
     def _view(self, layer: int) -> LayerView:
         return LayerView(layer, self.config.n_targets, self.config.first_target)

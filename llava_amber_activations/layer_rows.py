@@ -262,9 +262,9 @@ def read_layer(shard: ShardFile, group: int, view: LayerView) -> pa.Table:
     x = np.empty((n_rows, width), float_name(schema))
     targets = np.empty((n_rows, len(names) - 1, width), x.dtype)
     out = [x, *(targets[:, number] for number in range(len(names) - 1))]
-    leading = shard.parquet.read_row_group(group, columns=list(LEADING), use_threads=False)
+    leading = _columns(shard, group, LEADING)
     if read_vectors(shard, group, names, out=out) is None:
-        table = shard.parquet.read_row_group(group, columns=names)
+        table = _columns(shard, group, names, use_threads=True)
         for name, into in zip(names, out, strict=True):
             into[...] = arrow_to_vectors(table[name])
     columns = [*(leading[name] for name in LEADING), vectors_to_arrow(x), targets_to_arrow(targets)]
@@ -283,7 +283,7 @@ def read_layer_places(
     vectors = read_vectors(shard, group, names, memory=memory) if names else None
     if vectors is None:
         return places_in_table(read_layer(shard, group, view))
-    leading = shard.parquet.read_row_group(group, columns=list(INTEGERS), use_threads=False)
+    leading = _columns(shard, group, INTEGERS)
     addresses = [places_in_array(vectors[name]) for name in names]
     width, dtype = vectors[names[0]].shape[1], vectors[names[0]].dtype
     return RowPlaces(
@@ -297,8 +297,23 @@ def read_layer_places(
     )
 
 
+def _columns(
+    shard: ShardFile, group: int, names: Sequence[str] | None, *, use_threads: bool = False
+) -> pa.Table:
+    """Read columns of one row group by pyarrow, which leaves out pages that it does not know."""
+    columns = None if names is None else list(names)
+    table = shard.parquet.read_row_group(group, columns=columns, use_threads=use_threads)
+    n_rows = shard.parquet.metadata.row_group(group).num_rows
+    if table.num_rows != n_rows:
+        raise ActivationsError(
+            f"row group {group} of {shard.url} is damaged (its pages hold {table.num_rows} of "
+            f"{n_rows} rows): build or download the dataset again"
+        )
+    return table
+
+
 def _from_own_split(shard: ShardFile, group: int, view: LayerView) -> pa.Table:
-    table = shard.parquet.read_row_group(group)
+    table = _columns(shard, group, None, use_threads=True)
     targets = arrow_to_targets(table[TARGETS])
     if targets.shape[1] > view.n_targets:
         column = targets_to_arrow(targets[:, : view.n_targets])

@@ -116,7 +116,9 @@ def check_no_revision(folder: object, revision: str | None) -> None:
         )
 
 
-def open_parquet(url: str, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
+def open_parquet(
+    url: str, metadata: pq.FileMetaData | None = None, *, checked: bool = False
+) -> pq.ParquetFile:
     """Open one Parquet file, here or on the Hub.
 
     On the Hub nothing is read ahead of what is asked for: a read of some columns of a row group
@@ -124,25 +126,36 @@ def open_parquet(url: str, metadata: pq.FileMetaData | None = None) -> pq.Parque
 
     Args:
         metadata: the file's footer, where it has been read before.
+        checked: compare the checksum of every page that has one.
 
     Raises:
         ActivationsError: it is missing or not Parquet, or the Hub does not answer.
     """
     with source_errors(url, url), reading_errors(url):
         if not is_remote(url):
-            return pq.ParquetFile(url, metadata=metadata, memory_map=True)
+            return pq.ParquetFile(
+                url, metadata=metadata, memory_map=True, page_checksum_verification=checked
+            )
         from llava_amber_activations.hub_files import open_file
 
-        return pq.ParquetFile(open_file(url), metadata=metadata, pre_buffer=True)
+        return pq.ParquetFile(
+            open_file(url),
+            metadata=metadata,
+            pre_buffer=True,
+            page_checksum_verification=checked,
+        )
 
 
 class ShardFile:
     """One Parquet file, open for pyarrow and as bytes; closed by `with`, or with its last user."""
 
-    def __init__(self, url: str, metadata: pq.FileMetaData | None = None) -> None:
+    def __init__(
+        self, url: str, metadata: pq.FileMetaData | None = None, *, checked: bool = False
+    ) -> None:
         """Open it as `open_parquet` does."""
         self.url = url
-        self.parquet = open_parquet(url, metadata)
+        self.checked = checked
+        self.parquet = open_parquet(url, metadata, checked=checked)
         if is_remote(url):
             from llava_amber_activations.hub_files import open_file
 

@@ -18,6 +18,7 @@ encodings) and Encodings.md (BYTE_STREAM_SPLIT).
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,12 +33,14 @@ from llava_amber_activations.schema import FLOAT_TYPES, Vectors
 from llava_amber_activations.source import ShardFile
 
 _DATA_PAGE, _RLE, _BYTE_STREAM_SPLIT = 0, 3, 9
+# The field of a page's header that holds the CRC-32 of what follows it.
+_CRC = 4
 # Columns nearer than this are fetched as one.
 _GAP_BYTES = 4096
 
 
 class _ImpossibleError(ValueError):
-    """A page claims what its row group has no room for; the sentence says what."""
+    """A page claims what cannot be; the sentence says what."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,8 @@ def read_vectors(
         pyarrow can then read.
 
     Raises:
-        ActivationsError: a page claims more than the row group holds.
+        ActivationsError: a page claims more than the row group holds, or a checked shard's has
+            another checksum than its header says.
     """
     columns = _find(shard, group, names)
     if columns is None:
@@ -84,7 +88,7 @@ def read_vectors(
         out = list((memory or RecycledMemory()).empty(shape, first.dtype))
     try:
         for column, into in zip(columns, out, strict=True):
-            _decode(pages[column.name], column, into)
+            _decode(pages[column.name], column, into, checked=shard.checked)
     except _ImpossibleError as error:
         raise ActivationsError(
             f"row group {group} of {shard.url} is damaged ({error}): "
@@ -155,11 +159,12 @@ def _fetch(shard: ShardFile, columns: Sequence[_Column]) -> dict[str, memoryview
     return pages
 
 
-def _decode(content: memoryview, column: _Column, out: Vectors) -> None:
+def _decode(content: memoryview, column: _Column, out: Vectors, *, checked: bool) -> None:
     """Decode a column's pages into `out`.
 
     Raises:
-        _ImpossibleError: one of them claims more than the row group holds.
+        _ImpossibleError: one of them claims more than the row group holds, or `checked` found
+            another checksum.
         ValueError, LookupError, TypeError, ArithmeticError, OSError: they are not as described
             above.
     """
@@ -171,8 +176,12 @@ def _decode(content: memoryview, column: _Column, out: Vectors) -> None:
     while n_values < n_wanted:
         header, begin = read_struct(content, at)
         page = header[5]
-        if header[1] != _DATA_PAGE or page[2] != _BYTE_STREAM_SPLIT or page[3] != _RLE:
+        if header[1] != _DATA_PAGE:
             raise ValueError("not a data page of this form")
+        if (page[2], page[3]) != (_BYTE_STREAM_SPLIT, _RLE):
+            raise _ImpossibleError(
+                f"a page of {column.name} is of another encoding than its column"
+            )
         if not 0 < page[1] <= n_wanted - n_values:
             raise _ImpossibleError(
                 f"a page of {column.name} claims {page[1]} of {n_wanted - n_values} values"
@@ -184,6 +193,8 @@ def _decode(content: memoryview, column: _Column, out: Vectors) -> None:
                 f"{header[3]} compressed"
             )
         at = begin + header[3]
+        if checked and _CRC in header and zlib.crc32(content[begin:at]) != header[_CRC] % 2**32:
+            raise _ImpossibleError(f"a page of {column.name} has another checksum")
         raw = codec.decompress(pa.py_buffer(content[begin:at]), header[2])
         values = without_levels(memoryview(raw), page[1], n_values, column.width)
         parts.append(np.frombuffer(values, np.uint8).reshape(itemsize, page[1]))

@@ -55,6 +55,7 @@ def read_all(folder, way, cache):
     return sum(len(batch["x"]) for batch in activation_batches(layer, 50))
 
 
+LAST_LEADING = len(LEADING) - 1
 WAYS = pytest.mark.parametrize("way", ["open_layer", "streaming", "prepared"])
 
 
@@ -154,6 +155,39 @@ def test_a_flipped_byte_names_shard_and_row_group(folder, tmp_path, way, column)
     says = f"row group {number} of .*{path.name} is damaged .*build"
     with pytest.raises(ActivationsError, match=says):
         read_all(folder, way, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("way", ["dataset", "prepared"])
+def test_what_is_prepared_was_checked(folder, tmp_path, way):
+    """A byte of a vector that does not compress: only the page's checksum tells."""
+    path = sorted((folder / "all_layers").iterdir())[0]
+    metadata = pq.read_metadata(path).row_group(0)
+    chunk = metadata.column(LAST_LEADING + 1 + 4)
+    assert chunk.path_in_schema.startswith("x_04.")
+    content = bytearray(path.read_bytes())
+    content[chunk.data_page_offset + chunk.total_compressed_size // 2] ^= 1
+    path.write_bytes(content)
+    assert read_all(folder, "open_layer", tmp_path)  # not noticed: it would take too long
+    with pytest.raises(ActivationsError, match=f"row group 0 of .*{path.name} is damaged"):
+        if way == "dataset":
+            list(load_activations(folder, 4, streaming=True))
+        else:
+            load_activations(folder, 4, cache_dir=tmp_path / "cache")
+
+
+@WAYS
+def test_a_page_of_no_known_type(folder, tmp_path, way):
+    """pyarrow leaves it out, and its rows would be missing, or others in their place."""
+    path = sorted((folder / "all_layers").iterdir())[0]
+    metadata = pq.read_metadata(path).row_group(0)
+    content = bytearray(path.read_bytes())
+    for column in (0, LAST_LEADING + 1 + 4):
+        chunk = metadata.column(column)
+        content[chunk.data_page_offset + 1] ^= 0x10
+        path.write_bytes(content)
+        with pytest.raises(ActivationsError, match=f"row group 0 of .*{path.name} is damaged"):
+            read_all(folder, way, tmp_path / f"cache-{column}")
+        content[chunk.data_page_offset + 1] ^= 0x10
 
 
 def footer_of(tmp_path, rows, row_group_rows, width=8):

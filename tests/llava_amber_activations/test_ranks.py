@@ -142,7 +142,7 @@ loader = DataLoader(activation_batches(open_layer(sys.argv[1], 3), 3), batch_siz
 try:
     next(iter(accelerator.prepare(loader)))
 except ActivationsError as error:
-    print(accelerator.process_index, error)
+    print(error)
 finally:
     accelerator.end_training()
 """
@@ -161,7 +161,7 @@ def test_a_loader_that_accelerate_prepared(last_dataset, tmp_path):
         timeout=300,
         env={**os.environ, "ACCELERATE_USE_CPU": "true"},
     )
-    assert "0 a loader that accelerate has prepared deals" in done.stdout, done.stderr[-3000:]
+    assert "a loader that accelerate has prepared deals" in done.stdout, done.stderr[-3000:]
 
 
 @given(st.integers(0, 500), st.integers(1, 70), st.integers(1, 5), st.integers(1, 4), st.booleans())

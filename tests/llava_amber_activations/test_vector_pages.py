@@ -12,7 +12,12 @@ from hypothesis import strategies as st
 from builder.shard_writer import open_shard
 from llava_amber_activations import ActivationsError
 from llava_amber_activations.page_headers import read_struct
-from llava_amber_activations.schema import all_layers_schema, vector_type, vectors_to_arrow
+from llava_amber_activations.schema import (
+    all_layers_schema,
+    arrow_to_vectors,
+    vector_type,
+    vectors_to_arrow,
+)
 from llava_amber_activations.source import ShardFile
 from llava_amber_activations.vector_pages import read_vectors
 
@@ -203,6 +208,34 @@ def test_the_type_is_the_schemas(tmp_path):
     """The writer's type and the reader's are one."""
     write_shard(tmp_path / "shard", (2,), 8, "float32")
     assert pq.read_schema(tmp_path / "shard").field("x_00").type == vector_type(8, "float32")
+
+
+def test_any_flipped_byte_of_a_checked_shard(whole, tmp_path):
+    """Most bytes of vectors do not compress: flipped, they would be other values, unnoticed."""
+    column = pq.read_metadata(whole).row_group(0).column(8)
+    content = whole.read_bytes()
+    expected = drawn(6, 16, "float16")
+    wrong = {True: 0, False: 0}
+    for at in range(
+        column.data_page_offset, column.data_page_offset + column.total_compressed_size
+    ):
+        changed = bytearray(content)
+        changed[at] ^= 0x10
+        (tmp_path / "shard").write_bytes(changed)
+        for checked in wrong:
+            with ShardFile(str(tmp_path / "shard"), checked=checked) as shard:
+                try:
+                    found = read_vectors(shard, 0, ["x_00"])
+                    if found is None:
+                        table = shard.parquet.read_row_group(0, columns=["x_00"])
+                        found = {"x_00": arrow_to_vectors(table["x_00"])}
+                except (ActivationsError, OSError, pa.ArrowException):
+                    continue
+            if len(found["x_00"]) < 6:
+                continue  # a page of no known type, which whoever reads a layer notices
+            wrong[checked] += not np.array_equal(bits(found["x_00"]), bits(expected))
+    assert wrong[True] == 0
+    assert wrong[False] > 100
 
 
 def varint(number):
