@@ -28,6 +28,7 @@ from llava_amber_activations.folder import (
 )
 from llava_amber_activations.layer_rows import LayerView, split_tables, tables_of_layer
 from llava_amber_activations.layers import LayerWindow
+from llava_amber_activations.read_errors import read_errors
 from llava_amber_activations.schema import (
     LEADING,
     SAMPLE,
@@ -137,7 +138,9 @@ def _check_files(source: Source, folder: Path) -> None:
         file = folder / path
         if not file.is_file():
             raise ActivationsError(f"{file} is missing: build or download the dataset again")
-        if file.stat().st_size != entry.bytes or sha256_of(file) != entry.sha256:
+        with read_errors(file):
+            is_right = file.stat().st_size == entry.bytes and sha256_of(file) == entry.sha256
+        if not is_right:
             raise ActivationsError(
                 f"{file} is not as it was written (its SHA-256 is not the one in {MANIFEST_FILE}): "
                 "build or download the dataset again"

@@ -24,7 +24,8 @@ _AGAIN = "run the same capture command again to make it anew"
 
 def sums_text(store: Path) -> str:
     """Return what SHA256SUMS of a store's files, as they are now, holds."""
-    return "".join(f"{sha256_of(store / name)}  {name}\n" for name in _names(store))
+    with read_errors(store):
+        return "".join(f"{sha256_of(store / name)}  {name}\n" for name in _names(store))
 
 
 def _names(store: Path) -> list[str]:

@@ -1,5 +1,6 @@
 """verify, beyond checksums: every config and column, every byte of a header, features."""
 
+import errno
 import hashlib
 import shutil
 
@@ -331,3 +332,14 @@ def test_statistics_that_are_gone(folder):
     (folder / "statistics.safetensors").unlink()
     with pytest.raises(ActivationsError, match=r"statistics\.safetensors is missing: build or"):
         load_statistics(folder)
+
+
+def test_a_disk_that_fails_while_it_is_read(folder, monkeypatch):
+    """The system's error names no file; the sentence does."""
+
+    def fail(path):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("builder.verify.sha256_of", fail)
+    with pytest.raises(ActivationsError, match=r"dataset/\S+ cannot be read .Input/output error"):
+        verify(folder)
