@@ -21,7 +21,7 @@ HOSTILE = (
 )
 
 
-def _expanded(text: str) -> str:
+def expanded(text: str) -> str:
     """Write out what is too long to write down."""
     bare = text.strip('"')
     if not bare.startswith("@"):
@@ -69,7 +69,7 @@ def _near(value: Any, rng: random.Random) -> str:
 def changed(value: Any, path: list[Any], change: str, text: str, indent: int | None) -> str:
     """Return the text of a JSON value with one change, the rest as this project writes it."""
     value = json.loads(json.dumps(value))
-    raw = _expanded(text)
+    raw = expanded(text)
     if not path:
         return raw
     *way, last = path

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from mutations_json import expanded
 
 _OURS = b"llava_amber_activations"
 _PAGE_HEADER_BYTES = 40
@@ -164,7 +165,7 @@ _METADATA = (
     *("", "null", "[]", "{}", "7", "{", '{"format_version": "2.0", "n_layers": 4}'),
     *('{"format_version": 1, "n_layers": 4}', '{"format_version": "1.1"}'),
     *('{"format_version": "1.1", "n_layers": "four"}', '{"format_version": "1.1", "n_layers": -1}'),
-    *('{"format_version": "1.1", "n_layers": 99999999999}', "[" * 100_000),
+    *('{"format_version": "1.1", "n_layers": 99999999999}', "@deep 100000"),
     *(
         '{"format_version": "1.1", "n_layers": null}',
         '{"format_version": "1.1", "n_layers": 1e400}',
@@ -204,7 +205,7 @@ def _written(table: pa.Table, groups: int) -> bytes:
 
 def _schema_metadata(content: bytes, text: str) -> bytes:
     table = pq.ParquetFile(io.BytesIO(content)).read()
-    return _written(table.replace_schema_metadata({_OURS: text.encode()}), 64)
+    return _written(table.replace_schema_metadata({_OURS: expanded(text).encode()}), 64)
 
 
 def _draw_metadata(content: bytes, rng: random.Random) -> dict[str, Any]:
