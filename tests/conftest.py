@@ -20,7 +20,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault(
     "PYTHONWARNINGS",
     "error::DeprecationWarning,error::FutureWarning,error::PendingDeprecationWarning,"
-    "ignore:Use 'content=<...>' to upload raw bytes/text content.:DeprecationWarning",
+    "ignore:Use 'content=:DeprecationWarning,"
+    "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning",
 )
 
 import json
