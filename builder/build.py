@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from builder.new_folder import check_figures, check_free, finish_folder, new_folder
+from builder.new_folder import (
+    check_figures,
+    check_free,
+    clear_leftovers,
+    finish_folder,
+    new_folder,
+)
 from builder.plan import parse_size
 from builder.shards import (
     ShardTask,
@@ -73,6 +79,8 @@ def build(
     built_from = BuiltFrom(contents.sha256, tuple(sorted(set(configs))), shard_bytes)
     finished = _finished(dataset, built_from, window.n_targets)
     if finished is not None:
+        # A run that was killed after its last deed leaves its lock.
+        clear_leftovers(dataset)
         return finished
     check_free(dataset)
     rows = [record.n_rows for record in records]

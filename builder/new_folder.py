@@ -33,15 +33,24 @@ from llava_amber_activations.statistics import write_statistics
 from llava_amber_activations.write_errors import write_errors
 
 
+def clear_leftovers(dataset: Path) -> None:
+    """Clear away what dead runs left beside `dataset` and, where it is empty but for it, in it."""
+    dataset = dataset.resolve()
+    lock = folder_lock_path(dataset)
+    clear_dead(lock)
+    for name in (dataset.name, lock.name):
+        sweep(dataset.parent, name)
+    if is_empty_or_missing(dataset):
+        sweep(dataset)
+
+
 def check_free(dataset: Path) -> None:
-    """Check that nothing is in the way of a new folder, and clear what a dead run left there.
+    """Check that nothing is in the way of a new folder but what dead runs left, which is cleared.
 
     Raises:
         ActivationsError: there is something at `dataset`.
     """
-    clear_dead(folder_lock_path(dataset.resolve()))
-    if is_empty_or_missing(dataset):
-        sweep(dataset)
+    clear_leftovers(dataset)
     if dataset.exists() and (not dataset.is_dir() or any(dataset.iterdir())):
         raise ActivationsError(f"{dataset} already holds something: give a new or an empty folder")
 
@@ -69,11 +78,8 @@ def new_folder(dataset: Path) -> Iterator[Path]:
     check_free(dataset)
     # Resolved, because a folder cannot be renamed to a link.
     dataset = dataset.resolve()
-    lock = folder_lock_path(dataset)
-    with held(lock, f"{dataset} is being made"):
+    with held(folder_lock_path(dataset), f"{dataset} is being made"):
         check_free(dataset)
-        for name in (dataset.name, lock.name):
-            sweep(dataset.parent, name)
         remove(dataset.with_name(f".{dataset.name}.partial"))  # as it was named before format 1.1
         partial = partial_path(dataset)
         try:

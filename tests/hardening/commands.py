@@ -13,7 +13,7 @@ TWO_RANKS = "capture, two processes"
 PUSH = "push"
 NAMES = ("capture", TWO_RANKS, "build", "export layers", "export samples", "import", PUSH)
 
-SAY_DONE = ("build", "import")
+SAY_DONE = ("import",)
 ALREADY_THERE = "already holds something"
 
 

@@ -69,7 +69,7 @@ def test_no_file_may_be_so_large(commands, undisturbed, campaign, tally, tmp_pat
     """A byte less than each file of the result has; in mid-file, whoever writes it."""
     wanted, _ = undisturbed(name)
     sizes = sorted({len(content) for content in wanted.values() if content})
-    most = campaign.of(small=3, full=12)
+    most = campaign.of(small=2, full=12)
     tried = Tried()
     for size in sizes[:: max(1, len(sizes) // most)]:
         base = tmp_path / f"limit-{size}"
@@ -106,7 +106,7 @@ def test_a_file_system_that_is_full(
     wanted, _ = undisturbed(name)
     page = 4096
     needed = sum(-(-len(content) // page) * page for content in wanted.values() if content)
-    most = campaign.of(small=3, full=12)
+    most = campaign.of(small=2, full=12)
     tried = Tried()
     for k in range(most):
         size = page * (1 + round(k * (needed / page - 1) / most))
