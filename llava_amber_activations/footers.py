@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llava_amber_activations.errors import ActivationsError
-from llava_amber_activations.schema import FLOAT_NAMES
+from llava_amber_activations.schema import FLOAT_NAMES, INTEGERS
 
 if TYPE_CHECKING:
     from llava_amber_activations.source import Source
@@ -64,6 +64,7 @@ def check_footer(url: str, footer: pq.FileMetaData, expected: Expected) -> None:
         ActivationsError: they differ, or no row group can be so large.
     """
     schema = footer.schema.to_arrow_schema()
+    _check_row_columns(url, schema)
     row_bytes = _check_vectors(url, schema, expected)
     counts = [footer.row_group(number).num_rows for number in range(footer.num_row_groups)]
     if sum(counts) != footer.num_rows or min(counts, default=0) < 0:
@@ -81,6 +82,16 @@ def check_footer(url: str, footer: pq.FileMetaData, expected: Expected) -> None:
             f"{url} is damaged (a row group claims {max(counts)} rows of {row_bytes} bytes, more "
             f"than this project writes): {_AGAIN}"
         )
+
+
+def _check_row_columns(url: str, schema: pa.Schema) -> None:
+    """Check that the columns that say which row a row is are numbers where they should be."""
+    for name in INTEGERS:
+        index = schema.get_field_index(name)
+        if index >= 0 and not pa.types.is_integer(schema.field(index).type):
+            raise ActivationsError(
+                f"{url} holds {schema.field(index).type} in {name}, which is to be int32: {_AGAIN}"
+            )
 
 
 def _check_vectors(url: str, schema: pa.Schema, expected: Expected) -> int:

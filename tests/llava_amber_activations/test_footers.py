@@ -97,6 +97,20 @@ def test_a_shard_of_another_dataset(folder, tmp_path, way, change, says):
         read_all(folder, way, tmp_path / "cache")
 
 
+@WAYS
+def test_samples_that_are_no_numbers(folder, tmp_path, way):
+    """Numbers written as text would be left out of batches, as names of pictures are."""
+
+    def as_text(table):
+        at = table.schema.get_field_index("sample")
+        return table.set_column(at, "sample", table["sample"].cast(pa.string()))
+
+    path = sorted(folder.rglob("train-00001-*.parquet"))[0]
+    rewrite(path, as_text)
+    with pytest.raises(ActivationsError, match=r"train-00001-\S+ holds string in sample"):
+        read_all(folder, way, tmp_path / "cache")
+
+
 def test_the_builder_alone_checks_shards_against_each_other(folder, tmp_path):
     """Without a manifest, the first shard says what the others are."""
     rewrite(sorted((folder / "all_layers").iterdir())[-1], lambda t: narrower(t, 64, np.float16))
