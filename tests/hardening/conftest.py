@@ -75,9 +75,9 @@ def tally(request):
     """Function that counts a line of the campaign's table, into the file of CAMPAIGN_TALLY.
 
     `tried` inputs, kills or faults; of them ended `right` (the right result), `refused` (one
-    sentence that says what is wrong) and `wrong` (anything else). `unseen` counts those of the
-    right ones after which a reader that checks nothing was given other values than before. Lines
-    of one name are added up. Count before asserting: what failed belongs in the table.
+    sentence that says what is wrong) and `wrong` (anything else). `unseen` counts those after which
+    some reader that checks nothing was given other values than before, whatever `verify` said.
+    Lines of one name are added up. Count before asserting: what failed belongs in the table.
     """
     began = time.monotonic()
 
