@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from llava_amber_activations.leftovers import partial_path
+from llava_amber_activations.leftovers import partial_path, remove
 from llava_amber_activations.write_errors import errno_of_writing, write_error, write_errors
 
 _READ_BYTES = 1 << 20
@@ -60,6 +60,24 @@ def written_whole(path: Path) -> Iterator[Path]:
         path.with_name(f".{path.name}.partial").unlink()
     with write_errors(path.parent):
         sync(path.parent)
+
+
+@contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """Yield a folder beside `path`, for a writer that draws the names of its files itself.
+
+    It is gone afterwards; after a kill, `sweep` knows it.
+
+    Raises:
+        ActivationsError: it cannot be made.
+    """
+    folder = partial_path(path)
+    with write_errors(path):
+        folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        remove(folder)
 
 
 def sync(path: Path) -> None:

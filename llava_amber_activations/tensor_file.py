@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 
 from llava_amber_activations.checked_values import check_sha256
 from llava_amber_activations.errors import ActivationsError
-from llava_amber_activations.files import written_whole
+from llava_amber_activations.files import scratch_folder, written_whole
 from llava_amber_activations.read_errors import read_errors, reason_of
 from llava_amber_activations.recipe import FORMAT_VERSION, check_format_version
 from llava_amber_activations.sealed_json import SEAL, check_seal, sealed
@@ -76,8 +76,12 @@ def write_tensors(
         sha256 = dict(zip(names, digests, strict=True))
     value = sealed({"format_version": FORMAT_VERSION, **header, "sha256": sha256})
     try:
-        with written_whole(path) as partial:
-            save_file(dict(tensors), partial, metadata={key: json.dumps(value)})
+        # safetensors writes into a file of a drawn name beside the one that it is given, and a kill
+        # leaves that one.
+        with scratch_folder(path) as scratch, written_whole(path) as partial:
+            written = scratch / path.name
+            save_file(dict(tensors), written, metadata={key: json.dumps(value)})
+            written.replace(partial)
     except SafetensorError as error:
         raise ActivationsError(f"{path} cannot be written ({error})") from None
     return str(value[SEAL])

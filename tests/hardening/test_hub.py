@@ -322,12 +322,13 @@ def test_two_readers_during_a_push(hub, dataset, negative, vectors, campaign, ta
     tag = push(dataset, repo_id, token=DEFAULT_TOKEN).tag
     (tmp_path / "reader.py").write_text(READER)
     times = campaign.of(small=1, full=8)
+    # Files, for a pipe that nobody reads meanwhile would stop the readers when it is full.
+    outputs = [tmp_path / f"rows-{number}.jsonl" for number in range(2)]
     readers = [
         subprocess.Popen(
             [sys.executable, tmp_path / "reader.py", repo_id, str(LAYER), revision, str(times)],
             env={**hub.client_env(tmp_path / f"home-{number}"), "PYTHONPATH": ":".join(sys.path)},
-            stdout=subprocess.PIPE,
-            text=True,
+            stdout=outputs[number].open("wb"),
         )
         for number, revision in enumerate(("", tag))
     ]
@@ -341,8 +342,8 @@ def test_two_readers_during_a_push(hub, dataset, negative, vectors, campaign, ta
         time.sleep(0.3)
     x = vectors[f"x_{LAYER:02d}"]
     ends, seen = [], set()
-    for reader in readers:
-        lines = reader.communicate()[0].splitlines()
+    for output in outputs:
+        lines = output.read_text().splitlines()
         assert len(lines) == times
         for line in lines:
             found = json.loads(line)

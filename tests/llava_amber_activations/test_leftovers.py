@@ -3,12 +3,15 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+import torch
 
 from llava_amber_activations.files import write_text, written_whole
 from llava_amber_activations.leftovers import is_empty_or_missing, partial_path, sweep
+from llava_amber_activations.tensor_file import write_tensors
 
 WRITER = """if True:
     import sys
@@ -105,6 +108,26 @@ def test_only_what_was_to_become_one_name(tmp_path):
     sweep(tmp_path, "one")
     left = sorted(path.name.split(".")[1] for path in tmp_path.iterdir())
     assert left == ["notes", "one", "two"]
+
+
+def test_tensors_are_written_under_names_that_sweep_knows(tmp_path):
+    """safetensors writes beside the place, into a name that it draws; a kill would leave that."""
+    seen, done = set(), threading.Event()
+
+    def look():
+        while not done.is_set():
+            seen.update(path.name for path in tmp_path.iterdir())
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        write_tensors(tmp_path / "tensors", {"x": torch.zeros(1 << 24)}, "key", {})
+    finally:
+        done.set()
+        looking.join()
+    seen.discard("tensors")
+    assert seen and all(name.endswith(".partial") for name in seen)
+    assert list(tmp_path.iterdir()) == [tmp_path / "tensors"]
 
 
 def test_a_forked_process_has_names_of_its_own(tmp_path):
