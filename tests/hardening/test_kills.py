@@ -47,7 +47,7 @@ def test_killed_at_a_random_moment(commands, undisturbed, campaign, tally, tmp_p
         **{"tried": n_kills, "right": n_right, "refused": 0, "wrong": len(problems)},
     )
     assert not problems
-    assert campaign.size == "small" or 2 * n_killed >= n_kills, "most must meet a run that works"
+    assert campaign.size == "small" or 3 * n_killed >= n_kills, "many must meet a run that works"
 
 
 @pytest.mark.parametrize("name", NAMES)
