@@ -29,6 +29,7 @@ from llava_amber_activations.read_errors import read_errors, reason_of
 from llava_amber_activations.recipe import FORMAT_VERSION, check_format_version
 from llava_amber_activations.sealed_json import SEAL, check_seal, sealed
 from llava_amber_activations.typed_json import parse_json_object, read_object
+from llava_amber_activations.write_errors import write_errors
 
 _MOST_THREADS = 4
 # The names that safetensors has for the dtypes of a recipe, and for row numbers.
@@ -81,7 +82,8 @@ def write_tensors(
         with scratch_folder(path) as scratch, written_whole(path) as partial:
             written = scratch / path.name
             save_file(dict(tensors), written, metadata={key: json.dumps(value)})
-            written.replace(partial)
+            with write_errors(path):
+                written.replace(partial)
     except SafetensorError as error:
         raise ActivationsError(f"{path} cannot be written ({error})") from None
     return str(value[SEAL])
