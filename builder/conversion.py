@@ -67,6 +67,9 @@ def dataset_to_push(folder: Path) -> tuple[Path, bool]:
     if not is_empty_or_missing(converted):
         _check_made_here(folder, converted, known)
         if known is not None and known.pt_files == now and (converted / MANIFEST_FILE).is_file():
+            if known.manifest_sha256 is None:
+                # A kill came between the conversion's last deed and the note's.
+                _write_note(note, Conversion(now, sha256_of(converted / MANIFEST_FILE)))
             return converted, True
         # It can be made again from the files, and is not yet what they are.
         shutil.rmtree(converted)
