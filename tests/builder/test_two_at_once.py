@@ -8,20 +8,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from folders import files_of
 from paused import go_on, start_paused
 
 from builder.build import build
 from builder.export import export
 from builder.import_pt import import_pt
-
-
-def files_of(folder):
-    """Every file of a folder, hidden ones too, with its bytes."""
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 @pytest.fixture

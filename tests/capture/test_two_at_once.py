@@ -6,21 +6,13 @@ import re
 import signal
 
 import pytest
+from folders import files_of
 from paused import go_on, start_paused
 
 from capture.store_lock import captured_into
 from llava_amber_activations import ActivationsError
 from llava_amber_activations.leftovers import capture_lock_path
 from llava_amber_activations.locks import LockHeldError
-
-
-def files_of(folder):
-    """Every file of a store, hidden ones too, with its bytes."""
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 @pytest.fixture

@@ -43,7 +43,17 @@ def judge_all(cases, originals, scratch):
     return results
 
 
-def fail_of(results):
+def count_and_judge(tally, line, results):
+    """Count a line of the table, then fail of what was wrong."""
+    outcomes = [result.outcome for result in results]
+    tally(
+        line,
+        tried=len(results),
+        right=outcomes.count("right"),
+        refused=outcomes.count("refused"),
+        wrong=outcomes.count("wrong"),
+        unseen=sum(result.unseen for result in results),
+    )
     wrong = [told(result) for result in results if result.outcome == "wrong"]
     if wrong:
         pytest.fail(f"{len(wrong)} of {len(results)}:\n" + "\n".join(wrong), pytrace=False)
@@ -57,16 +67,7 @@ def test_damaged(kind, originals, campaign, tally, tmp_path):
     if not cases:
         pytest.skip(f"nothing here writes {kind}")
     results = judge_all(cases, originals, tmp_path)
-    outcomes = [result.outcome for result in results]
-    tally(
-        f"damaged files: {kind}",
-        tried=len(results),
-        right=outcomes.count("right"),
-        refused=outcomes.count("refused"),
-        wrong=outcomes.count("wrong"),
-        unseen=sum(result.unseen for result in results),
-    )
-    fail_of(results)
+    count_and_judge(tally, f"damaged files: {kind}", results)
 
 
 def test_kept_cases(originals, tally, tmp_path):
@@ -77,13 +78,4 @@ def test_kept_cases(originals, tally, tmp_path):
         for line in path.read_text(encoding="utf-8").splitlines()
     ]
     results = judge_all([Case.from_json(line) for line in lines], originals, tmp_path)
-    outcomes = [result.outcome for result in results]
-    tally(
-        "damaged files: kept cases",
-        tried=len(results),
-        right=outcomes.count("right"),
-        refused=outcomes.count("refused"),
-        wrong=outcomes.count("wrong"),
-        unseen=sum(result.unseen for result in results),
-    )
-    fail_of(results)
+    count_and_judge(tally, "damaged files: kept cases", results)
