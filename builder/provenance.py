@@ -46,9 +46,10 @@ _LLAVA_CITATION = """\
 @inproceedings{liu2024improved,
   title     = {Improved Baselines with Visual Instruction Tuning},
   author    = {Liu, Haotian and Li, Chunyuan and Li, Yuheng and Lee, Yong Jae},
-  booktitle = {Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
+  booktitle = {Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition
+               (CVPR)},
   year      = {2024}
-}"""  # noqa: E501
+}"""
 _LLAVA_TAGS = ("llava", "vision-language-model")
 
 # By the model's id on the Hub, in lower case.
@@ -82,11 +83,12 @@ _AMBER = Origin(
     """\
 @article{wang2023amber,
   title   = {AMBER: An LLM-free Multi-dimensional Benchmark for MLLMs Hallucination Evaluation},
-  author  = {Wang, Junyang and Wang, Yuhang and Xu, Guohai and Zhang, Jing and Gu, Yukai and Jia, Haitao
-             and Wang, Jiaqi and Xu, Haiyang and Yan, Ming and Zhang, Ji and Sang, Jitao},
+  author  = {Wang, Junyang and Wang, Yuhang and Xu, Guohai and Zhang, Jing and Gu, Yukai and
+             Jia, Haitao and Wang, Jiaqi and Xu, Haiyang and Yan, Ming and Zhang, Ji and
+             Sang, Jitao},
   journal = {arXiv preprint arXiv:2311.07397},
   year    = {2023}
-}""",  # noqa: E501
+}""",
     ("amber",),
     is_known=True,
 )
