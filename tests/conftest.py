@@ -31,6 +31,7 @@ import sys
 
 import pytest
 import torch
+from hypothesis import settings
 from photographs import save_photographs
 from single_pass import Reference
 
@@ -38,6 +39,10 @@ from builder.build import build
 from capture.run import capture
 from capture.settings import CaptureSettings
 from capture.tiny_model import make_tiny_llava
+
+# The same examples on every machine and day; a busy machine's delay is nothing that a test looks at.
+settings.register_profile("suite", deadline=None, derandomize=True)
+settings.load_profile("suite")
 
 # Prompts of unequal length, so that every batch is padded.
 QUERIES = (

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from builder.moments import merge_all, moments_of
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.floats(-1e4, 1e4))
 def test_merged_moments_are_those_of_all_rows(cuts, offset):
     """Also where the mean is large beside the deviation, which a sum of squares would lose."""

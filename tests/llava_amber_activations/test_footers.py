@@ -234,7 +234,7 @@ def test_what_is_as_expected(tmp_path):
     check_footer(url, footer, NOTHING_EXPECTED)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 def test_damaged_footers(tmp_path_factory, data):
     """Some bytes of a footer changed: the rows as they were, or one sentence with the name."""
