@@ -40,7 +40,7 @@ from capture.run import capture
 from capture.settings import CaptureSettings
 from capture.tiny_model import make_tiny_llava
 
-# The same examples on every machine and day; a busy machine's delay is nothing that a test looks at.
+# The same examples on every machine and day, and none is failed because the machine is busy.
 settings.register_profile("suite", deadline=None, derandomize=True)
 settings.load_profile("suite")
 
