@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from builder.new_folder import (
+from builder.contents.store_features import features_contents
+from builder.contents.store_rows import store_contents
+from builder.folder.new_folder import (
     check_figures,
     check_free,
     clear_leftovers,
     finish_folder,
     new_folder,
 )
-from builder.plan import parse_size
-from builder.shards import (
+from builder.shards.plan import parse_size
+from builder.shards.write import (
     ShardTask,
     plan_all_layers,
     plan_features,
@@ -21,19 +23,18 @@ from builder.shards import (
     plan_moments,
     write_shards,
 )
-from builder.store_features import features_contents
-from builder.store_rows import store_contents
 from llava_amber_activations.errors import ActivationsError
-from llava_amber_activations.folder import (
+from llava_amber_activations.formats.dataset_folder import (
     ALL_LAYERS,
     DEFAULT_CONFIG,
     MANIFEST_FILE,
     BuiltFrom,
     Manifest,
 )
-from llava_amber_activations.layers import LayerWindow
-from llava_amber_activations.source import open_source
-from llava_amber_activations.store import read_recipe, read_samples, vector_names
+from llava_amber_activations.formats.layers import LayerWindow
+from llava_amber_activations.sources.source import open_source
+from llava_amber_activations.store.layout import read_recipe, vector_names
+from llava_amber_activations.store.samples import read_samples
 
 DEFAULT_SHARD_SIZE = "500MB"
 BUILT_CONFIGS = (DEFAULT_CONFIG, ALL_LAYERS)

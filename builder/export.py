@@ -14,25 +14,21 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from builder.export_note import ExportNote, adopt, check_free, vectors_sha256
-from builder.pt_files import sample_path, save_pt, x_path, y_path
-from builder.sample_blocks import feature_samples, x_samples
+from builder.pt.export_note import ExportNote, adopt, check_free, vectors_sha256
+from builder.pt.sample_blocks import feature_samples, x_samples
+from builder.pt.values import sample_path, save_pt, x_path, y_path
 from llava_amber_activations.errors import ActivationsError
-from llava_amber_activations.folder import ALL_LAYERS, CLT_FEATURES, DEFAULT_CONFIG
-from llava_amber_activations.layer_rows import (
-    LayerView,
-    check_view,
-    layer_ranges,
-    layer_shards,
-    split_tables,
-)
-from llava_amber_activations.layers import LayerWindow, parse_layers, split_name
-from llava_amber_activations.leftovers import export_lock_path, sweep
-from llava_amber_activations.locks import held
-from llava_amber_activations.memory import RecycledMemory
-from llava_amber_activations.safe_pt import is_whole_pt
-from llava_amber_activations.schema import SAMPLE, Vectors
-from llava_amber_activations.source import Source, open_source
+from llava_amber_activations.files.leftovers import export_lock_path, sweep
+from llava_amber_activations.files.locks import held
+from llava_amber_activations.formats.arrow_vectors import Vectors
+from llava_amber_activations.formats.columns import SAMPLE
+from llava_amber_activations.formats.dataset_folder import ALL_LAYERS, CLT_FEATURES, DEFAULT_CONFIG
+from llava_amber_activations.formats.layers import LayerWindow, parse_layers, split_name
+from llava_amber_activations.parsing.safe_pt import is_whole_pt
+from llava_amber_activations.reading.layer_rows import check_wanted, layer_ranges, split_tables
+from llava_amber_activations.reading.wanted_layer import WantedLayer, layer_shards
+from llava_amber_activations.sources.source import Source, open_source
+from llava_amber_activations.vectors.recycled import RecycledMemory
 
 Layout = Literal["layers", "samples"]
 DEFAULT_BATCH_SIZE = 64
@@ -90,7 +86,7 @@ def export(
     _check_targets(layout, n_targets, pad_targets, opened.manifest.recipe.n_layers)
     if layout == "layers":
         for layer in chosen:
-            check_view(opened, LayerView(layer, most, first_target))
+            check_wanted(opened, WantedLayer(layer, most, first_target))
     note = ExportNote(
         format=layout,
         layers=tuple(chosen),
@@ -108,12 +104,12 @@ def export(
             sweep(folder)
         if layout == "samples":
             return _export_samples(opened, out, chosen)
-        views = [LayerView(layer, most, first_target) for layer in chosen]
+        views = [WantedLayer(layer, most, first_target) for layer in chosen]
         return _export_layers(opened, out, views, batch_size, pad_targets)
 
 
 def _export_layers(
-    opened: Source, out: Path, views: Sequence[LayerView], batch_size: int, pad_targets: bool
+    opened: Source, out: Path, views: Sequence[WantedLayer], batch_size: int, pad_targets: bool
 ) -> ExportResult:
     n_files = n_written = 0
     plans: dict[tuple[str, ...], list[PlannedBatch]] = {}
@@ -160,7 +156,7 @@ def _export_layer(
     paths: list[str],
     batches: Sequence[PlannedBatch],
     out: Path,
-    view: LayerView,
+    view: WantedLayer,
     pad_to: int,
     memory: RecycledMemory,
 ) -> int:

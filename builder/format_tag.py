@@ -3,7 +3,7 @@
 The Hub's API makes and deletes tags, and moves none. So a tag that has to move is absent for as
 long as two requests take. It is left alone where it is right already; it is put back where it was
 when it cannot be made anew; and this project's readers ask again for a format's tag that is not
-there (`llava_amber_activations.hub_files`).
+there (`llava_amber_activations.sources.hub_files`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
 
 from llava_amber_activations.errors import ActivationsError
-from llava_amber_activations.hub import retried
+from llava_amber_activations.sources.hub_errors import retried
 
 # Short at first, because readers wait for it.
 _WAITS = (0.1, 0.3, 1.0, 2.0, 4.0)

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from builder.build import DEFAULT_SHARD_SIZE
-from builder.export_note import ExportNote, read_note
-from builder.layers_layout import LayersContents
-from builder.layers_scan import scan_layers
-from builder.new_folder import check_figures, check_free, finish_folder, new_folder
-from builder.plan import parse_size
-from builder.pt_files import EXPORT_FILE
-from builder.pt_names import is_layers_layout, is_samples_layout
-from builder.samples_layout import scan_samples
-from builder.shards import (
-    Contents,
+from builder.contents.contents import Contents
+from builder.folder.new_folder import check_figures, check_free, finish_folder, new_folder
+from builder.pt.export_note import ExportNote, read_note
+from builder.pt.layers_layout import LayersContents
+from builder.pt.layers_scan import scan_layers
+from builder.pt.names import is_layers_layout, is_samples_layout
+from builder.pt.samples_layout import scan_samples
+from builder.pt.values import EXPORT_FILE
+from builder.shards.plan import parse_size
+from builder.shards.write import (
     ShardTask,
     plan_all_layers,
     plan_features,
@@ -25,8 +25,8 @@ from builder.shards import (
     write_shards,
 )
 from llava_amber_activations.errors import ActivationsError
-from llava_amber_activations.folder import Manifest
-from llava_amber_activations.recipe import Recipe
+from llava_amber_activations.formats.dataset_folder import Manifest
+from llava_amber_activations.formats.recipe import Recipe
 
 _UNKNOWN = (
     "The .pt files do not say which picture, query or token a row was: `id` repeats `sample`, "

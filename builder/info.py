@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from builder.card import readable_size
-from llava_amber_activations.folder import ALL_LAYERS, DEFAULT_CONFIG
-from llava_amber_activations.layers import LayerWindow
-from llava_amber_activations.recipe import Recipe
-from llava_amber_activations.source import check_no_revision, open_source
-from llava_amber_activations.store import (
+from builder.folder.card import readable_size
+from llava_amber_activations.formats.dataset_folder import ALL_LAYERS, DEFAULT_CONFIG
+from llava_amber_activations.formats.layers import LayerWindow
+from llava_amber_activations.formats.recipe import Recipe
+from llava_amber_activations.sources.source import check_no_revision, open_source
+from llava_amber_activations.store.layout import (
     is_finished,
     is_store,
     missing_chunks,
     read_recipe,
-    read_samples,
     recipe_chunks,
 )
+from llava_amber_activations.store.samples import read_samples
 
 
 def info(source: str | Path, revision: str | None = None) -> list[tuple[str, str]]:

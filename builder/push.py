@@ -12,21 +12,21 @@ from pathlib import Path, PurePosixPath
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, HfFileSystem
 from huggingface_hub.errors import HfHubHTTPError
 
-from builder.card import card_text
+from builder.folder.card import card_text
+from builder.folder.provenance import public_recipe
 from builder.format_tag import put_tag
-from builder.provenance import public_recipe
 from builder.verify import verify
 from llava_amber_activations.errors import ActivationsError
-from llava_amber_activations.folder import (
+from llava_amber_activations.formats.dataset_folder import (
     CARD_FILE,
     CONFIG_DIRS,
     MANIFEST_FILE,
     FileEntry,
     Manifest,
 )
-from llava_amber_activations.hub import hub_errors, retried
-from llava_amber_activations.source import open_source
-from llava_amber_activations.typed_json import parse_json_object
+from llava_amber_activations.parsing.typed_json import parse_json_object
+from llava_amber_activations.sources.hub_errors import hub_errors, retried
+from llava_amber_activations.sources.source import open_source
 
 # What the Hub itself puts into a new repo.
 _OF_THE_HUB = ".gitattributes"

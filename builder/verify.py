@@ -10,14 +10,19 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from builder.shard_facts import check_shards
-from builder.store_features import features_contents
-from builder.store_rows import store_contents
+from builder.contents.store_features import features_contents
+from builder.contents.store_rows import store_contents
+from builder.folder.shard_facts import check_shards
 from llava_amber_activations.errors import ActivationsError
-from llava_amber_activations.features_file import FeaturesFile, features_path
-from llava_amber_activations.files import sha256_of
-from llava_amber_activations.finite import finite_rows, finite_rows_of_array
-from llava_amber_activations.folder import (
+from llava_amber_activations.files.checksums import sha256_of
+from llava_amber_activations.files.read_errors import read_errors
+from llava_amber_activations.formats.arrow_vectors import (
+    Vectors,
+    arrow_to_targets,
+    arrow_to_vectors,
+)
+from llava_amber_activations.formats.columns import LEADING, SAMPLE, TARGETS, X
+from llava_amber_activations.formats.dataset_folder import (
     ALL_LAYERS,
     ALL_LAYERS_SPLIT,
     CLT_FEATURES,
@@ -26,30 +31,23 @@ from llava_amber_activations.folder import (
     MANIFEST_FILE,
     STATISTICS_FILE,
 )
-from llava_amber_activations.layer_rows import LayerView, split_tables, tables_of_layer
-from llava_amber_activations.layers import LayerWindow
-from llava_amber_activations.read_errors import read_errors
-from llava_amber_activations.schema import (
-    LEADING,
-    SAMPLE,
-    TARGETS,
-    Vectors,
-    X,
-    arrow_to_targets,
-    arrow_to_vectors,
-)
-from llava_amber_activations.source import Source, open_source
-from llava_amber_activations.statistics import read_statistics
-from llava_amber_activations.store import (
-    Chunk,
+from llava_amber_activations.formats.layers import LayerWindow
+from llava_amber_activations.reading.layer_rows import split_tables, tables_of_layer
+from llava_amber_activations.reading.wanted_layer import WantedLayer
+from llava_amber_activations.sources.source import Source, open_source
+from llava_amber_activations.sources.statistics import read_statistics
+from llava_amber_activations.store.chunk import Chunk
+from llava_amber_activations.store.features import FeaturesFile, features_path
+from llava_amber_activations.store.layout import (
     chunk_path,
     is_store,
     read_recipe,
-    read_samples,
     recipe_chunks,
     vector_names,
 )
-from llava_amber_activations.store_sums import SUMS_FILE, sums_text
+from llava_amber_activations.store.samples import read_samples
+from llava_amber_activations.store.sums import SUMS_FILE, sums_text
+from llava_amber_activations.vectors.finite import finite_rows, finite_rows_of_array
 
 
 @dataclass(frozen=True)
@@ -212,7 +210,7 @@ def _check_split(source: Source, split: str) -> None:
                     f"{n_targets}: build or download the dataset again"
                 )
         return
-    view = LayerView(layer, manifest.n_targets)
+    view = WantedLayer(layer, manifest.n_targets)
     row = 0
     for mine, theirs in _aligned(own, tables_of_layer(source, shards, view)):
         _check_finite(mine, split)
@@ -221,8 +219,8 @@ def _check_split(source: Source, split: str) -> None:
             raise ActivationsError(
                 f"{where} are of other samples or positions than in {ALL_LAYERS}"
             )
-        for column, view_of in ((X, arrow_to_vectors), (TARGETS, arrow_to_targets)):
-            if not _same_bits(view_of(mine[column]), view_of(theirs[column])):
+        for column, wanted_layer in ((X, arrow_to_vectors), (TARGETS, arrow_to_targets)):
+            if not _same_bits(wanted_layer(mine[column]), wanted_layer(theirs[column])):
                 raise ActivationsError(
                     f"{column} of {where} differs from the vectors in {ALL_LAYERS}"
                 )

@@ -1,7 +1,7 @@
 """`python -m capture`: the capture command where only the packages that it needs are installed."""
 
 from capture.command import capture_command
-from llava_amber_activations.terminal import run_app, single_command
+from llava_amber_activations.cli.command_line import run_app, single_command
 
 if __name__ == "__main__":
     run_app(single_command(capture_command))

@@ -9,8 +9,9 @@ import typer
 
 from capture.settings import CaptureSettings
 from llava_amber_activations.extras import need_extras
-from llava_amber_activations.layers import DEFAULT_N_TARGETS
-from llava_amber_activations.recipe import DType, Pool, Positions, XSite
+from llava_amber_activations.formats.dtypes import DType
+from llava_amber_activations.formats.layers import DEFAULT_N_TARGETS
+from llava_amber_activations.formats.recipe import Pool, Positions, XSite
 
 
 def capture_command(

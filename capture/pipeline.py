@@ -11,18 +11,19 @@ from pathlib import Path
 
 import torch
 
-from capture.chunk import CapturedBatch, join_chunk, join_features, run_batch
-from capture.model import CaptureModel
-from capture.pictures import PictureSource
-from capture.preparation import plan_batches, prepared_batches
-from capture.prompts import Prompts, most_prompt_tokens
-from capture.queries import Query
+from capture.model.load import CaptureModel
+from capture.model.taps import Taps
+from capture.model.transcoders import Encoder
+from capture.passes.preparation import plan_batches, prepared_batches
+from capture.passes.prompts import Prompts, most_prompt_tokens
+from capture.samples.pictures import PictureSource
+from capture.samples.queries import Query
 from capture.settings import CaptureSettings
-from capture.taps import Taps
-from capture.transcoders import Encoder
+from capture.sink.chunk import CapturedBatch, join_chunk, join_features, run_batch
 from llava_amber_activations.errors import ActivationsError
-from llava_amber_activations.features_file import features_path, write_features
-from llava_amber_activations.store import chunk_path, write_chunk
+from llava_amber_activations.store.chunk import write_chunk
+from llava_amber_activations.store.features import features_path, write_features
+from llava_amber_activations.store.layout import chunk_path
 
 # What `--batch-size auto` begins with; on a CPU more samples at once are no faster.
 _FIRST_BATCH_SIZE = {"cpu": 8}

@@ -8,27 +8,27 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from capture.chunk import join_chunk, run_batch
-from capture.model import load_model, torch_dtype
-from capture.pictures import FolderPictures
-from capture.precision import Tolerance, relative_errors, root_mean_square, tolerance
-from capture.preparation import plan_batches, prepared_batches
-from capture.prompts import make_prompts
-from capture.provenance import local_weights_sha256, make_recipe
-from capture.queries import Query
+from capture.model.load import load_model
+from capture.model.taps import Taps
+from capture.model.tolerance import Tolerance, relative_errors, root_mean_square, tolerance
+from capture.passes.preparation import plan_batches, prepared_batches
+from capture.passes.prompts import make_prompts
+from capture.samples.pictures import FolderPictures
+from capture.samples.queries import Query
 from capture.settings import CaptureSettings
-from capture.taps import Taps
+from capture.sink.chunk import join_chunk, run_batch
+from capture.sink.provenance import local_weights_sha256, make_recipe
 from llava_amber_activations.errors import ActivationsError
-from llava_amber_activations.store import (
-    ROW_TENSORS,
-    SAMPLE,
-    Chunk,
+from llava_amber_activations.formats.columns import ROW_TENSORS, SAMPLE
+from llava_amber_activations.formats.dtypes import torch_dtype
+from llava_amber_activations.store.chunk import Chunk
+from llava_amber_activations.store.layout import (
     chunk_path,
     read_recipe,
-    read_samples,
     recipe_chunks,
     vector_names,
 )
+from llava_amber_activations.store.samples import read_samples
 
 # What may differ between the machine that captured and the one that checks.
 _MAY_DIFFER = (

@@ -11,32 +11,33 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from capture.benchmark import Benchmark, read_benchmark
-from capture.decoder import compile_layers
-from capture.model import CaptureModel, default_dtype, load_model, torch_dtype
+from capture.model.decoder import compile_layers
+from capture.model.load import CaptureModel, default_dtype, load_model
+from capture.model.transcoders import load_encoders
+from capture.passes.prefix import prefix_problem
+from capture.passes.prompts import make_prompts, most_prompt_tokens
 from capture.pipeline import make_chunks
-from capture.prefix import prefix_problem
-from capture.prompts import make_prompts, most_prompt_tokens
-from capture.provenance import local_weights_sha256, make_recipe
-from capture.queries import Query
+from capture.samples.benchmark import Benchmark, read_benchmark
+from capture.samples.queries import Query
 from capture.settings import CaptureSettings
-from capture.store_lock import captured_into
-from capture.transcoders import load_encoders
+from capture.sink.provenance import local_weights_sha256, make_recipe
+from capture.sink.store_lock import captured_into
 from llava_amber_activations.errors import ActivationsError
-from llava_amber_activations.leftovers import is_empty_or_missing
-from llava_amber_activations.recipe import Recipe
-from llava_amber_activations.store import (
-    Chunk,
-    SampleRecord,
+from llava_amber_activations.files.leftovers import is_empty_or_missing
+from llava_amber_activations.formats.dtypes import torch_dtype
+from llava_amber_activations.formats.recipe import Recipe
+from llava_amber_activations.store.chunk import Chunk
+from llava_amber_activations.store.finish import finish_store
+from llava_amber_activations.store.layout import (
     chunk_path,
     chunk_ranges,
-    finish_store,
     is_store,
     missing_chunks,
     read_recipe,
     recipe_chunks,
     write_recipe,
 )
+from llava_amber_activations.store.samples import SampleRecord
 
 
 @dataclass(frozen=True)

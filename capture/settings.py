@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from llava_amber_activations.layers import DEFAULT_N_TARGETS
+from llava_amber_activations.formats.layers import DEFAULT_N_TARGETS
 
 DEFAULT_MAX_NEW_TOKENS = 512
 

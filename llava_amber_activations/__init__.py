@@ -16,31 +16,34 @@ from typing import TYPE_CHECKING, Any
 from llava_amber_activations.errors import ActivationsError
 
 if TYPE_CHECKING:
-    from llava_amber_activations.batches import ActivationBatches, activation_batches
+    from llava_amber_activations.batches.activation_batches import (
+        ActivationBatches,
+        activation_batches,
+    )
+    from llava_amber_activations.batches.layer_stream import LayerStream, open_layer
     from llava_amber_activations.dataset_builder import (
         LlavaAmberActivations,
         LlavaAmberActivationsConfig,
     )
-    from llava_amber_activations.layer_stream import LayerStream, open_layer
-    from llava_amber_activations.layers import LayerWindow
+    from llava_amber_activations.formats.layers import LayerWindow
+    from llava_amber_activations.formats.recipe import Recipe
     from llava_amber_activations.loading import load_activations
-    from llava_amber_activations.recipe import Recipe
-    from llava_amber_activations.statistics import Statistics, load_statistics
+    from llava_amber_activations.sources.statistics import Statistics, load_statistics
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "ActivationBatches": "batches",
-    "LayerStream": "layer_stream",
-    "LayerWindow": "layers",
+    "ActivationBatches": "batches.activation_batches",
+    "LayerStream": "batches.layer_stream",
+    "LayerWindow": "formats.layers",
     "LlavaAmberActivations": "dataset_builder",
     "LlavaAmberActivationsConfig": "dataset_builder",
-    "Recipe": "recipe",
-    "Statistics": "statistics",
-    "activation_batches": "batches",
+    "Recipe": "formats.recipe",
+    "Statistics": "sources.statistics",
+    "activation_batches": "batches.activation_batches",
     "load_activations": "loading",
-    "load_statistics": "statistics",
-    "open_layer": "layer_stream",
+    "load_statistics": "sources.statistics",
+    "open_layer": "batches.layer_stream",
 }
 
 __all__ = [

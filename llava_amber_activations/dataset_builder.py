@@ -12,12 +12,15 @@ import pyarrow as pa
 from datasets.builder import Key
 
 from llava_amber_activations.errors import ActivationsError
-from llava_amber_activations.footers import NOTHING_EXPECTED, Expected
-from llava_amber_activations.layer_rows import LayerView, layer_schema, read_layer
-from llava_amber_activations.layers import DEFAULT_N_TARGETS, LayerWindow, split_name
-from llava_amber_activations.read_ahead import RowGroup, Shards, read_in_order
-from llava_amber_activations.schema import FLOAT_NAMES, X, features_of, layers_of
-from llava_amber_activations.source import ShardFile
+from llava_amber_activations.formats.arrow_vectors import FLOAT_NAMES
+from llava_amber_activations.formats.columns import X
+from llava_amber_activations.formats.layers import DEFAULT_N_TARGETS, LayerWindow, split_name
+from llava_amber_activations.formats.schema import features_of, layers_of
+from llava_amber_activations.reading.layer_rows import layer_schema, read_layer
+from llava_amber_activations.reading.read_ahead import RowGroup, Shards, read_in_order
+from llava_amber_activations.reading.wanted_layer import WantedLayer
+from llava_amber_activations.sources.footers import NOTHING_EXPECTED, Expected
+from llava_amber_activations.sources.shard_file import ShardFile
 
 
 @dataclass
@@ -109,16 +112,16 @@ class LlavaAmberActivations(datasets.ArrowBasedBuilder):
         expected = dataclasses.replace(self.expected, width=x.list_size, dtype=dtype)
         return Shards(files, expected, checked=True)
 
-    def _view(self, layer: int) -> LayerView:
-        return LayerView(layer, self.config.n_targets, self.config.first_target)
+    def _view(self, layer: int) -> WantedLayer:
+        return WantedLayer(layer, self.config.n_targets, self.config.first_target)
 
     def _generate_shards(
-        self, files: list[str], row_groups_list: list[Any], view: LayerView
+        self, files: list[str], row_groups_list: list[Any], view: WantedLayer
     ) -> Iterator[str]:
         yield from files
 
     def _generate_more_gen_kwargs(
-        self, files: list[str], row_groups_list: list[Any], view: LayerView
+        self, files: list[str], row_groups_list: list[Any], view: WantedLayer
     ) -> Iterator[dict[str, Any]]:
         """Cut shards into row groups, for streams that are read by more workers than shards."""
         shards = self._shards(files)
@@ -131,7 +134,7 @@ class LlavaAmberActivations(datasets.ArrowBasedBuilder):
             }
 
     def _generate_tables(
-        self, files: list[str], row_groups_list: list[Any], view: LayerView
+        self, files: list[str], row_groups_list: list[Any], view: WantedLayer
     ) -> Iterator[tuple[Key, pa.Table]]:
         shards = self._shards(files)
         schema = self.info.features.arrow_schema

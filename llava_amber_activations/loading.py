@@ -10,13 +10,13 @@ from typing import Any
 import datasets
 from datasets.data_files import DataFilesDict, DataFilesList
 
+from llava_amber_activations.batches.layer_stream import digest_of, layer_stream, remember_stream
 from llava_amber_activations.dataset_builder import LlavaAmberActivations
 from llava_amber_activations.errors import ActivationsError
-from llava_amber_activations.footers import expected_of
-from llava_amber_activations.layer_rows import layer_shards, view_of
-from llava_amber_activations.layer_stream import digest_of, layer_stream, remember_stream
-from llava_amber_activations.layers import split_name
-from llava_amber_activations.source import open_source, source_errors
+from llava_amber_activations.formats.layers import split_name
+from llava_amber_activations.reading.wanted_layer import layer_shards, wanted_layer
+from llava_amber_activations.sources.shard_file import source_errors
+from llava_amber_activations.sources.source import expected_of, open_source
 
 
 def load_activations(
@@ -50,7 +50,7 @@ def load_activations(
             as many targets.
     """
     opened = open_source(source, revision)
-    view = view_of(opened, layer, n_targets, first_target)
+    view = wanted_layer(opened, layer, n_targets, first_target)
     shards = layer_shards(opened, view)
     urls = [opened.url(path) for path in shards]
     split = split_name(layer)

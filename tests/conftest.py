@@ -36,9 +36,9 @@ from photographs import save_photographs
 from single_pass import Reference
 
 from builder.build import build
+from capture.model.tiny_model import make_tiny_llava
 from capture.run import capture
 from capture.settings import CaptureSettings
-from capture.tiny_model import make_tiny_llava
 
 # The same examples on every machine and day, and none is failed because the machine is busy.
 settings.register_profile("suite", deadline=None, derandomize=True)

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 import typer
 
 from capture.command import capture_command
+from llava_amber_activations.cli.command_line import new_app, run_app
 from llava_amber_activations.extras import need_extras
-from llava_amber_activations.terminal import new_app, run_app
 
 app = new_app("Capture, build, read, export and publish the activations of LLaVA-type models.")
 app.command("capture")(capture_command)
@@ -176,7 +176,7 @@ def push(
     ] = None,
 ) -> None:
     """Verify a dataset folder and upload it to the Hub, with its card and its format's tag."""
-    from builder.conversion import dataset_to_push
+    from builder.pt.conversion import dataset_to_push
     from builder.push import push as push_folder
 
     if (dataset is None) == (activations_dir is None):

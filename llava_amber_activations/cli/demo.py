@@ -16,12 +16,12 @@ from builder.build import build
 from builder.export import export
 from builder.info import info
 from builder.verify import verify
+from capture.model.tiny_model import make_tiny_llava
 from capture.run import capture
 from capture.settings import CaptureSettings
-from capture.tiny_model import make_tiny_llava
-from llava_amber_activations.batches import activation_batches
+from llava_amber_activations.batches.activation_batches import activation_batches
 from llava_amber_activations.errors import ActivationsError
-from llava_amber_activations.leftovers import is_empty_or_missing
+from llava_amber_activations.files.leftovers import is_empty_or_missing
 from llava_amber_activations.loading import load_activations
 
 _QUERIES = ("Describe this image.", "What colour is the shape?")

@@ -25,7 +25,7 @@ from made_store import Shape
 from measuring import Line, alternate, rates, run_section
 
 from builder.build import build
-from llava_amber_activations.schema import targets_to_arrow, vectors_to_arrow
+from llava_amber_activations.formats.arrow_vectors import targets_to_arrow, vectors_to_arrow
 
 SECTION = "4 Build"
 # The default config is six times the bytes of all_layers: fewer rows say as much.

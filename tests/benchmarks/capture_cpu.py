@@ -31,17 +31,18 @@ import torch
 import transformers
 from PIL import Image
 
-from capture.inputs import make_inputs
-from capture.model import CaptureModel, load_model
-from capture.pictures import FolderPictures, read_picture
+from capture.model.load import CaptureModel, load_model
+from capture.model.tiny_model import make_tiny_llava
+from capture.passes.inputs import make_inputs
+from capture.passes.prompts import make_prompts
 from capture.pipeline import make_chunks
-from capture.prompts import make_prompts
-from capture.provenance import make_recipe
-from capture.queries import read_queries
 from capture.run import adopt_recipe
+from capture.samples.pictures import FolderPictures, read_picture
+from capture.samples.queries import read_queries
 from capture.settings import CaptureSettings
-from capture.tiny_model import make_tiny_llava
-from llava_amber_activations.store import finish_store, recipe_chunks
+from capture.sink.provenance import make_recipe
+from llava_amber_activations.store.finish import finish_store
+from llava_amber_activations.store.layout import recipe_chunks
 
 N_SAMPLES = 12
 REPEATS = 5

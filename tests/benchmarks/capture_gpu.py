@@ -34,11 +34,11 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
-from capture.inputs import make_inputs
-from capture.model import CaptureModel, prepare_model
-from capture.pictures import FolderPictures, read_picture
-from capture.queries import read_queries
-from capture.tiny_model import make_tiny_llava
+from capture.model.load import CaptureModel, prepare_model
+from capture.model.tiny_model import make_tiny_llava
+from capture.passes.inputs import make_inputs
+from capture.samples.pictures import FolderPictures, read_picture
+from capture.samples.queries import read_queries
 
 MATRIX = 8192
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from builder.build import build
 from builder.export import export
-from llava_amber_activations.store import Chunk
+from llava_amber_activations.store.chunk import Chunk
 
 LAYER = 5
 MANY_ROWS = Shape(rows=4096, n_layers=32)

@@ -12,16 +12,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from llava_amber_activations.recipe import Recipe
-from llava_amber_activations.store import (
-    SampleRecord,
+from llava_amber_activations.formats.recipe import Recipe
+from llava_amber_activations.store.chunk import write_chunk
+from llava_amber_activations.store.finish import finish_store
+from llava_amber_activations.store.layout import (
     chunk_path,
-    finish_store,
     recipe_chunks,
     vector_names,
-    write_chunk,
     write_recipe,
 )
+from llava_amber_activations.store.samples import SampleRecord
 
 CHUNK_SAMPLES = 64
 _HUGE = 4

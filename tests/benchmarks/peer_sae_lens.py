@@ -27,9 +27,10 @@ from measuring import Line, rates, run_section
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from capture.decoder import find_decoder
-from capture.taps import Taps
-from llava_amber_activations.store import Chunk, vector_names, write_chunk
+from capture.model.decoder import find_decoder
+from capture.model.taps import Taps
+from llava_amber_activations.store.chunk import Chunk, write_chunk
+from llava_amber_activations.store.layout import vector_names
 
 SECTION = "7 A peer"
 N_LAYERS, WIDTH = 32, 128

@@ -4,14 +4,11 @@ import pytest
 import torch
 
 from builder.build import build
-from llava_amber_activations.recipe import Recipe
-from llava_amber_activations.store import (
-    SampleRecord,
-    chunk_path,
-    finish_store,
-    write_chunk,
-    write_recipe,
-)
+from llava_amber_activations.formats.recipe import Recipe
+from llava_amber_activations.store.chunk import write_chunk
+from llava_amber_activations.store.finish import finish_store
+from llava_amber_activations.store.layout import chunk_path, write_recipe
+from llava_amber_activations.store.samples import SampleRecord
 
 N_LAYERS, WIDTH = 4, 8
 # Rows of each sample: sample 2 was skipped.

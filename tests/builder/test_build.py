@@ -81,7 +81,7 @@ def test_processes_and_shards_change_no_value(
     all_store, all_dataset, tmp_path, monkeypatch, most_threads
 ):
     """Two at once write the same files as one; the shards' rows are those of a single file."""
-    monkeypatch.setattr("builder.shards._MOST_THREADS", most_threads)
+    monkeypatch.setattr("builder.shards.write._MOST_THREADS", most_threads)
     build(all_store, tmp_path / "two", max_shard_size="1MB", num_proc=2)
     for path in sorted(all_dataset.rglob("*.*")):
         again = tmp_path / "two" / path.relative_to(all_dataset)
@@ -188,7 +188,7 @@ def test_a_flipped_value_is_not_vouched_for(
     small_store, tmp_path, monkeypatch, most_threads, configs
 ):
     """Read for a shard or for the statistics alone: no folder, and the chunk is named."""
-    monkeypatch.setattr("builder.shards._MOST_THREADS", most_threads)
+    monkeypatch.setattr("builder.shards.write._MOST_THREADS", most_threads)
     store = tmp_path / "store"
     shutil.copytree(small_store, store)
     path = store / "chunks" / "chunk-00001.safetensors"
@@ -217,7 +217,7 @@ def test_every_tensor_is_checked_by_build(small_store, tmp_path):
 
 def test_each_tensor_is_checked_once(all_store, tmp_path, monkeypatch):
     """In a process, however many shards and layers are made of it."""
-    from llava_amber_activations import tensor_file
+    from llava_amber_activations.store import tensor_file
 
     checked = Counter()
 
@@ -279,7 +279,7 @@ def test_built_already(small_store, make_small_store, tmp_path, cli):
 
 def test_a_killed_build_leaves_no_folder(last_store, tmp_path, monkeypatch):
     """What breaks off in the middle leaves nothing that could be taken for a dataset."""
-    import builder.figures as figures
+    import builder.folder.figures as figures
 
     def break_off(*args):
         raise KeyboardInterrupt

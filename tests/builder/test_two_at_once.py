@@ -21,7 +21,7 @@ def commands(small_store, small_dataset, write_layers, tmp_path_factory):
     """Of each command: where to pause it, its arguments, and the function that does the same."""
     pt = tmp_path_factory.mktemp("pt") / "pt"
     write_layers(pt)
-    figures = "builder.figures.draw_figures"
+    figures = "builder.folder.figures.draw_figures"
     return {
         "build": (
             figures,

@@ -11,7 +11,7 @@ from manifests import changed_manifest
 from builder.build import build
 from builder.export import export
 from builder.info import info
-from builder.shard_writer import open_shard
+from builder.shards.writer import open_shard
 from builder.verify import verify
 from llava_amber_activations import (
     ActivationsError,
@@ -19,7 +19,7 @@ from llava_amber_activations import (
     load_statistics,
     open_layer,
 )
-from llava_amber_activations.schema import vectors_to_arrow
+from llava_amber_activations.formats.arrow_vectors import vectors_to_arrow
 
 
 @pytest.fixture

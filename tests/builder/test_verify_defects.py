@@ -16,8 +16,9 @@ from builder.import_pt import import_pt
 from builder.info import info
 from builder.verify import verify
 from llava_amber_activations import ActivationsError, load_statistics
-from llava_amber_activations.schema import vector_type, vectors_to_arrow
-from llava_amber_activations.store import SampleRecord, read_samples, write_chunk
+from llava_amber_activations.formats.arrow_vectors import vector_type, vectors_to_arrow
+from llava_amber_activations.store.chunk import write_chunk
+from llava_amber_activations.store.samples import SampleRecord, read_samples
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from torch._dynamo.utils import counters
 
 from capture import pipeline
-from capture.model import CaptureModel, load_model
-from capture.preparation import plan_batches
-from capture.prompts import make_prompts
-from capture.queries import read_queries
+from capture.model.load import CaptureModel, load_model
+from capture.passes.preparation import plan_batches
+from capture.passes.prompts import make_prompts
+from capture.samples.queries import read_queries
 from llava_amber_activations import ActivationsError
 
 

@@ -7,18 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from capture.model.tiny_model import make_tiny_llava
 from capture.recapture import recapture
-from capture.tiny_model import make_tiny_llava
 from llava_amber_activations import ActivationsError
-from llava_amber_activations.store import (
-    Chunk,
-    chunk_path,
-    read_recipe,
-    vector_names,
-    write_chunk,
-    write_recipe,
-)
-from llava_amber_activations.store_sums import write_sums
+from llava_amber_activations.store.chunk import Chunk, write_chunk
+from llava_amber_activations.store.layout import chunk_path, read_recipe, vector_names, write_recipe
+from llava_amber_activations.store.sums import write_sums
 
 CPU = torch.device("cpu")
 

@@ -9,10 +9,10 @@ import pytest
 from folders import files_of
 from paused import go_on, start_paused
 
-from capture.store_lock import captured_into
+from capture.sink.store_lock import captured_into
 from llava_amber_activations import ActivationsError
-from llava_amber_activations.leftovers import capture_lock_path
-from llava_amber_activations.locks import LockHeldError
+from llava_amber_activations.files.leftovers import capture_lock_path
+from llava_amber_activations.files.locks import LockHeldError
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_the_second_is_refused(arguments, cli, last_store, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "where", ["capture.pipeline.write_chunk", "llava_amber_activations.files.sync"]
+    "where", ["capture.pipeline.write_chunk", "llava_amber_activations.files.whole.sync"]
 )
 def test_after_a_kill_the_same_command_finishes(arguments, cli, last_store, tmp_path, where):
     """Also after a kill in the very first write, which the same command took for another's data."""

@@ -36,8 +36,8 @@ from builder.export import export
 from builder.import_pt import import_pt
 from builder.info import info
 from builder.verify import verify
-from capture.queries import read_queries
 from capture.run import capture
+from capture.samples.queries import read_queries
 from llava_amber_activations import (
     ActivationsError,
     activation_batches,

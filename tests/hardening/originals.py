@@ -29,9 +29,9 @@ from torch import nn
 
 from builder.build import build
 from builder.export import export
+from capture.model.tiny_model import make_tiny_llava
 from capture.run import capture
 from capture.settings import CaptureSettings
-from capture.tiny_model import make_tiny_llava
 
 N_LAYERS, WIDTH, N_TARGETS, N_FEATURES = 4, 16, 2, 24
 QUERIES = (

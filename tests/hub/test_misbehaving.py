@@ -136,7 +136,7 @@ def test_an_answer_that_is_no_json(hub, pushed):
 def test_the_hub_says_when_to_come_back(hub, pushed, monkeypatch, status):
     """Retry-After is what is waited; a far one is said at once."""
     waited = []
-    monkeypatch.setattr("llava_amber_activations.hub.time.sleep", waited.append)
+    monkeypatch.setattr("llava_amber_activations.sources.hub_errors.time.sleep", waited.append)
     only = f"/api/datasets/{pushed}"
     hub.faults = Faults(**{f"every_{status}": 1}, retry_after=7, times=2, only=only)
     assert dict(info(pushed))["rows"] == "200"

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from llava_amber_activations.store import SampleRecord
+from llava_amber_activations.store.samples import SampleRecord
 
 
 @pytest.fixture(scope="session")

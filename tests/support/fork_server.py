@@ -22,9 +22,9 @@ from pathlib import Path
 IMPORTS = (
     "accelerate",
     "builder.build",
-    "builder.conversion",
+    "builder.pt.conversion",
     "builder.export",
-    "builder.figures",
+    "builder.folder.figures",
     "builder.import_pt",
     "builder.push",
     "builder.verify",

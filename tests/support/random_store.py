@@ -4,14 +4,11 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 
-from llava_amber_activations.recipe import Recipe
-from llava_amber_activations.store import (
-    SampleRecord,
-    chunk_path,
-    finish_store,
-    write_chunk,
-    write_recipe,
-)
+from llava_amber_activations.formats.recipe import Recipe
+from llava_amber_activations.store.chunk import write_chunk
+from llava_amber_activations.store.finish import finish_store
+from llava_amber_activations.store.layout import chunk_path, write_recipe
+from llava_amber_activations.store.samples import SampleRecord
 
 N_LAYERS = 32
 

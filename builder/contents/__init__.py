@@ -1,0 +1,1 @@
+"""What a dataset folder is made from, read as rows."""

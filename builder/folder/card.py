@@ -1,0 +1,205 @@
+"""The dataset card: YAML for the Hub and `load_dataset`, and a text made from the manifest."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import datasets
+import jinja2
+import pyarrow.parquet as pq
+from huggingface_hub import DatasetCard, DatasetCardData
+
+from builder.folder.provenance import Origin, benchmark_of, model_of, public_recipe
+from llava_amber_activations.files.whole import write_text
+from llava_amber_activations.formats.dataset_folder import (
+    ALL_LAYERS,
+    CARD_FILE,
+    CLT_FEATURES,
+    DEFAULT_CONFIG,
+    ENERGY_FIGURE,
+    RMS_FIGURE,
+    Manifest,
+)
+from llava_amber_activations.formats.layers import LayerWindow, split_name
+from llava_amber_activations.formats.schema import features_of
+
+# A folder that has not been pushed has no name on the Hub yet.
+NO_REPO_ID = "OWNER/NAME"
+_TEMPLATE = "card.md.j2"
+_TAGS = ("activations", "interpretability", "transcoders")
+_SIZE_CATEGORIES = (
+    (1e3, "n<1K"),
+    (1e4, "1K<n<10K"),
+    (1e5, "10K<n<100K"),
+    (1e6, "100K<n<1M"),
+    (1e7, "1M<n<10M"),
+    (1e8, "10M<n<100M"),
+)
+
+
+def write_card(folder: Path, manifest: Manifest) -> None:
+    """Write `README.md` into a dataset folder whose Parquet files are there."""
+    write_text(folder / CARD_FILE, card_text(folder, manifest, NO_REPO_ID))
+
+
+def card_text(folder: Path, manifest: Manifest, repo_id: str) -> str:
+    """Return the card of a dataset folder as the repo `repo_id` shows it.
+
+    What it says of the model and of the benchmark is what the recipe says, without the paths of
+    the machine that it was made on. The manifest's entry of the card itself is not used: the card
+    is made before its checksum.
+    """
+    recipe = public_recipe(manifest.recipe)
+    model, benchmark = model_of(recipe), benchmark_of(recipe)
+    origins = [model] if benchmark is None else [model, benchmark]
+    pretty_name = _pretty_name(manifest, origins)
+    licence: dict[str, Any] = {"license": "unknown"}
+    if benchmark is not None and all(origin.is_known for origin in origins):
+        licence = {
+            "license": "other",
+            "license_name": "of-the-model-and-the-benchmark",
+            "license_link": "README.md#licence",
+        }
+    data = DatasetCardData(
+        pretty_name=pretty_name,
+        **licence,
+        language=["en"] if benchmark is not None and benchmark.is_known else None,
+        tags=list(dict.fromkeys([*_TAGS, *(tag for origin in origins for tag in origin.tags)])),
+        task_categories=["feature-extraction"],
+        size_categories=[_size_category(manifest.n_rows)],
+        configs=_configs(manifest),
+    )
+    _dataset_infos(folder, manifest).to_dataset_card_data(data)
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
+    )
+    environment.filters["size"] = readable_size
+    template = resources.files("builder.folder").joinpath(_TEMPLATE).read_text(encoding="utf-8")
+    layers = list(manifest.splits(DEFAULT_CONFIG))
+    # A layer from the middle, and few targets, so that the examples are not the exception.
+    example = layers[min(5, len(layers) - 1)] if layers else "L0"
+    counts = _target_counts(manifest)
+    text = environment.from_string(template).render(
+        repo_id=repo_id,
+        is_pushed=repo_id != NO_REPO_ID,
+        origins=origins,
+        citations=[origin.citation for origin in origins if origin.citation is not None],
+        uncited=[origin.name for origin in origins if origin.citation is None],
+        pretty_name=pretty_name,
+        manifest=manifest,
+        recipe=recipe,
+        layers=layers,
+        all_layers=manifest.splits(ALL_LAYERS),
+        clt_features=list(manifest.splits(CLT_FEATURES)),
+        example=example,
+        example_targets=min(4, counts.get(example, 1)),
+        first_count=counts.get("L0", 0),
+        last_count=counts.get(split_name(recipe.n_layers - 2), 0),
+        sizes=_sizes(manifest),
+        rms_figure=RMS_FIGURE,
+        energy_figure=ENERGY_FIGURE,
+    )
+    return str(DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{text}"))
+
+
+def _pretty_name(manifest: Manifest, origins: Sequence[Origin]) -> str:
+    kind = "Transcoder features" if manifest.configs == [CLT_FEATURES] else "Activations"
+    return f"{kind} of {' on '.join(origin.name for origin in origins)}"
+
+
+def _target_counts(manifest: Manifest) -> dict[str, int]:
+    """Return how many targets each layer has in the default config."""
+    if manifest.recipe.n_layers < 2:
+        return {}
+    window = LayerWindow(manifest.recipe.n_layers, manifest.n_targets)
+    return {split_name(layer): len(window.targets(layer)) for layer in window.sources}
+
+
+def readable_size(n_bytes: float) -> str:
+    """Return a number of bytes as people read it: `131.2 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.1f} TB"
+
+
+def _size_category(n_rows: int) -> str:
+    return next((name for limit, name in _SIZE_CATEGORIES if n_rows < limit), "100M<n<1B")
+
+
+def card_configs(manifest: Manifest) -> dict[str, dict[str, list[str]]]:
+    """Return the shards of every split of every config that `load_dataset` shows.
+
+    The splits of the default config are configs of their own too, because
+    `load_dataset(repo, split="L5")` downloads every split's files and `load_dataset(repo, "L5")`
+    one layer's.
+    """
+    configs = {config: manifest.splits(config) for config in manifest.configs}
+    for split, paths in configs.get(DEFAULT_CONFIG, {}).items():
+        configs[split] = {split: paths}
+    return configs
+
+
+def _configs(manifest: Manifest) -> list[dict[str, Any]]:
+    return [
+        {
+            "config_name": config,
+            # datasets names its cache of a local folder after what the card says: a folder built
+            # anew in the same place must say something else.
+            "description": f"contents {_digest(manifest, splits)}",
+            "data_files": [
+                {"split": split, "path": f"{Path(paths[0]).parent}/{split}-*.parquet"}
+                for split, paths in splits.items()
+            ],
+        }
+        for config, splits in card_configs(manifest).items()
+    ]
+
+
+def _digest(manifest: Manifest, splits: dict[str, list[str]]) -> str:
+    checksums = [manifest.files[path].sha256 for paths in splits.values() for path in paths]
+    return hashlib.sha256("".join(checksums).encode()).hexdigest()[:16]
+
+
+def _dataset_infos(folder: Path, manifest: Manifest) -> datasets.info.DatasetInfosDict:
+    infos = datasets.info.DatasetInfosDict()
+    for config, splits in card_configs(manifest).items():
+        first = next(iter(splits.values()))[0]
+        split_dict = datasets.SplitDict()
+        for split, paths in splits.items():
+            split_dict[split] = datasets.SplitInfo(
+                name=split,
+                num_bytes=manifest.bytes_of(paths),
+                num_examples=manifest.rows_of(paths),
+            )
+        infos[config] = datasets.DatasetInfo(
+            features=features_of(pq.read_schema(folder / first)),
+            splits=split_dict,
+            download_size=sum(manifest.bytes_of(paths) for paths in splits.values()),
+            dataset_size=sum(manifest.bytes_of(paths) for paths in splits.values()),
+        )
+    return infos
+
+
+def _sizes(manifest: Manifest) -> list[dict[str, Any]]:
+    """Return a line for each config whose files are its own."""
+    lines = []
+    for config in manifest.configs:
+        splits = manifest.splits(config)
+        names = list(splits)
+        paths = [path for split in splits.values() for path in split]
+        lines.append(
+            {
+                "name": config,
+                "splits": names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}",
+                "rows": manifest.rows_of(splits[names[0]]),
+                "files": len(paths),
+                "bytes": manifest.bytes_of(paths),
+            }
+        )
+    return lines

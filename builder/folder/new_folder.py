@@ -1,0 +1,122 @@
+"""A dataset folder that appears whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from builder.folder.card import write_card
+from builder.shards.moments import Moments, statistics_of
+from llava_amber_activations.errors import ActivationsError
+from llava_amber_activations.extras import need_extras
+from llava_amber_activations.files.checksums import sha256_of
+from llava_amber_activations.files.leftovers import (
+    folder_lock_path,
+    is_empty_or_missing,
+    partial_path,
+    remove,
+    sweep,
+)
+from llava_amber_activations.files.locks import clear_dead, held
+from llava_amber_activations.files.whole import sync, write_json
+from llava_amber_activations.files.write_errors import write_errors
+from llava_amber_activations.formats.dataset_folder import (
+    CARD_FILE,
+    ENERGY_FIGURE,
+    MANIFEST_FILE,
+    RMS_FIGURE,
+    STATISTICS_FILE,
+    FileEntry,
+    Manifest,
+)
+from llava_amber_activations.sources.statistics import write_statistics
+
+
+def clear_leftovers(dataset: Path) -> None:
+    """Clear away what dead runs left beside `dataset` and, where it is empty but for it, in it."""
+    dataset = dataset.resolve()
+    lock = folder_lock_path(dataset)
+    clear_dead(lock)
+    for name in (dataset.name, lock.name):
+        sweep(dataset.parent, name)
+    if is_empty_or_missing(dataset):
+        sweep(dataset)
+
+
+def check_free(dataset: Path) -> None:
+    """Check that nothing is in the way of a new folder but what dead runs left, which is cleared.
+
+    Raises:
+        ActivationsError: there is something at `dataset`.
+    """
+    clear_leftovers(dataset)
+    if dataset.exists() and (not dataset.is_dir() or any(dataset.iterdir())):
+        raise ActivationsError(f"{dataset} already holds something: give a new or an empty folder")
+
+
+def check_figures() -> None:
+    """Check that figures can be drawn, before hours of work that end in them.
+
+    Raises:
+        ActivationsError: what draws them is not installed.
+    """
+    need_extras("a dataset folder has figures in its card; drawing them", "figures")
+
+
+@contextmanager
+def new_folder(dataset: Path) -> Iterator[Path]:
+    """Yield a folder beside `dataset` to fill; on success it is renamed to `dataset`.
+
+    After an error nothing is left; after a kill, a hidden folder and a lock beside it that the
+    next build of the same folder clears away.
+
+    Raises:
+        LockHeldError: another process is making `dataset`.
+        ActivationsError: there is something at `dataset`, or it cannot be written.
+    """
+    check_free(dataset)
+    # Resolved, because a folder cannot be renamed to a link.
+    dataset = dataset.resolve()
+    with held(folder_lock_path(dataset), f"{dataset} is being made"):
+        check_free(dataset)
+        remove(dataset.with_name(f".{dataset.name}.partial"))  # as it was named before format 1.1
+        partial = partial_path(dataset)
+        try:
+            with write_errors(partial):
+                partial.mkdir(parents=True)
+            yield partial
+            with write_errors(dataset):
+                partial.replace(dataset)
+        except BaseException:
+            remove(partial)
+            raise
+        with write_errors(dataset.parent):
+            sync(dataset.parent)
+
+
+def finish_folder(folder: Path, manifest: Manifest, moments: dict[str, Moments]) -> Manifest:
+    """Complete a folder whose Parquet files are there: statistics, figures, card, manifest.
+
+    Args:
+        moments: of the vectors, by their names; none in a folder that holds only features.
+    """
+    if moments:
+        recipe = manifest.recipe
+        write_statistics(folder, statistics_of(moments, recipe.n_layers, recipe.hidden_size))
+        # An extra, which folders without vectors do without.
+        from builder.folder.figures import draw_figures
+
+        draw_figures(folder, moments, recipe.n_layers)
+        for path in (STATISTICS_FILE, RMS_FIGURE, ENERGY_FIGURE):
+            manifest = _with_file(folder, manifest, path)
+    write_card(folder, manifest)
+    manifest = _with_file(folder, manifest, CARD_FILE)
+    write_json(folder / MANIFEST_FILE, manifest.to_json())
+    return manifest
+
+
+def _with_file(folder: Path, manifest: Manifest, path: str) -> Manifest:
+    entry = FileEntry(sha256_of(folder / path), (folder / path).stat().st_size)
+    return dataclasses.replace(manifest, files={**manifest.files, path: entry})

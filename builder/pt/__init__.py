@@ -1,0 +1,1 @@
+"""The `.pt` layouts that existing trainers read."""

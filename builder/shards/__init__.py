@@ -1,0 +1,1 @@
+"""Parquet shards: planned, written, and what is counted on the way."""

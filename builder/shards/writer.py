@@ -1,0 +1,114 @@
+"""Writing one Parquet shard: encodings, row groups, checksum, whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from llava_amber_activations.files.whole import written_whole
+from llava_amber_activations.formats.dataset_folder import FileEntry
+
+
+class _HashedFile:
+    """A binary file to append to, which digests what passes through it."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._digest = hashlib.sha256()
+        self.size = 0
+        self.closed = False
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data)
+        self._digest.update(view)
+        self.size += view.nbytes
+        self._file.write(view)
+        return view.nbytes
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self.closed = True
+
+    def tell(self) -> int:
+        return self.size
+
+    def writable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return False
+
+    def seekable(self) -> bool:
+        return False
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
+
+
+class ShardWriter:
+    """An open shard; `entry` is there once it is closed.
+
+    Vectors are byte-stream-split and compressed with zstd level 1: their high bytes repeat and
+    their low bytes do not, and neither a dictionary nor minima and maxima say anything of them.
+    """
+
+    def __init__(self, file: Any, schema: pa.Schema) -> None:
+        self._sink = _HashedFile(file)
+        self._schema = schema
+        self._rows = 0
+        self._writer = pq.ParquetWriter(
+            pa.PythonFile(self._sink, mode="w"),
+            schema,
+            compression="zstd",
+            compression_level=1,
+            use_dictionary=False,
+            column_encoding={
+                path: "BYTE_STREAM_SPLIT" for field in schema if (path := _vector_path(field))
+            },
+            write_statistics=[field.name for field in schema if not _vector_path(field)],
+            # zstd's frames have no checksum here, and a flipped byte of what does not compress
+            # would pass for another value.
+            write_page_checksum=True,
+        )
+
+    def write_group(self, columns: list[pa.Array]) -> None:
+        """Write one row group; `columns` are in the order of the schema."""
+        table = pa.Table.from_arrays(columns, schema=self._schema)
+        self._writer.write_table(table, row_group_size=max(1, table.num_rows))
+        self._rows += table.num_rows
+
+    def close(self) -> None:
+        """Write the footer."""
+        self._writer.close()
+
+    @property
+    def entry(self) -> FileEntry:
+        """The closed file's entry for the manifest."""
+        return FileEntry(self._sink.hexdigest(), self._sink.size, self._rows)
+
+
+def _vector_path(field: pa.Field) -> str | None:
+    """Return the path of a vector column's leaf in Parquet, or None for any other column."""
+    path, type_ = field.name, field.type
+    while pa.types.is_nested(type_):
+        path, type_ = f"{path}.list.element", type_.value_type
+    return path if pa.types.is_floating(type_) else None
+
+
+@contextmanager
+def open_shard(path: Path, schema: pa.Schema) -> Iterator[ShardWriter]:
+    """Open a shard to write; it appears at `path` when the block ends without an error."""
+    with written_whole(path) as partial, partial.open("wb") as file:
+        writer = ShardWriter(file, schema)
+        try:
+            yield writer
+        finally:
+            writer.close()

@@ -1,0 +1,1 @@
+"""The model: loaded, its decoder found and proven, its layers tapped."""

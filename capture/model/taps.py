@@ -1,0 +1,94 @@
+"""Taps: hooks that gather the wanted rows of every layer while the model runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+
+from capture.model.decoder import Decoder, first_tensor, output_tensor
+
+
+class Taps:
+    """Gathers `x` and `mlp_out` of every layer into one buffer, on the device of each layer.
+
+    Used as a context manager around forward passes, each inside an `aimed` block.
+
+    Args:
+        decoder: the layers to tap.
+        x_site: where `x` is read.
+        dtype: of the buffer; rows are converted as they are gathered.
+    """
+
+    def __init__(self, decoder: Decoder, x_site: str, dtype: torch.dtype) -> None:
+        self._decoder = decoder
+        self._x_site = x_site
+        self._dtype = dtype
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._flat = torch.empty(0, dtype=torch.int64)
+        self._buffer: torch.Tensor | None = None
+
+    def __enter__(self) -> Taps:
+        n_layers = len(self._decoder.layers)
+        for layer in range(n_layers):
+            x = self._decoder.site(layer, self._x_site)
+            mlp = self._decoder.mlp(layer)
+            self._handles += [
+                x.register_forward_pre_hook(self._input_hook(layer), with_kwargs=True),
+                mlp.register_forward_hook(self._output_hook(n_layers + layer)),
+            ]
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    @contextmanager
+    def aimed(self, flat: torch.Tensor, device: torch.device) -> Iterator[torch.Tensor]:
+        """Choose the rows of the forward pass that runs inside the block.
+
+        Args:
+            flat: int64 [rows], into the pass's [batch × T] tokens.
+            device: of the buffer.
+
+        Yields:
+            [2 × n_layers, rows, H], filled when the block ends: `x` of every layer, then `mlp_out`
+            of every layer.
+        """
+        self._flat = flat.to(device)
+        shape = (2 * len(self._decoder.layers), len(flat), self._decoder.hidden_size)
+        self._buffer = torch.empty(shape, dtype=self._dtype, device=device)
+        try:
+            yield self._buffer
+        finally:
+            # The buffer is the caller's now. Passes outside the block (generation) are not tapped.
+            self._buffer = None
+
+    def _gather(self, slot: int, states: torch.Tensor) -> None:
+        if self._buffer is None:
+            return
+        flat = self._flat.to(states.device)
+        rows = states.reshape(-1, states.shape[-1]).index_select(0, flat)
+        self._buffer[slot].copy_(rows)
+
+    def _input_hook(self, slot: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._gather(slot, first_tensor(args, kwargs))
+
+        return hook
+
+    def _output_hook(self, slot: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            self._gather(slot, output_tensor(output))
+
+        return hook

@@ -1,0 +1,142 @@
+"""Which token positions of a batch become rows, and what is known of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from capture.passes.patches import patch_grid
+from llava_amber_activations.errors import ActivationsError
+from llava_amber_activations.formats.columns import (
+    GENERATED,
+    IMAGE_PATCH,
+    KIND,
+    NO_PATCH,
+    PATCH_COL,
+    PATCH_ROW,
+    POSITION,
+    SAMPLE,
+    TEXT,
+    TOKEN_ID,
+)
+
+
+@dataclass(frozen=True)
+class PositionChoice:
+    """Which positions of a sample are kept.
+
+    Attributes:
+        mode: `last` (the last token), `all`, `image` (the picture's patches), `text` (the rest of
+            the prompt) or `generated` (the response).
+        sample_positions: draw so many of them from each sample, where it has more; all if None.
+        seed: of the draw.
+    """
+
+    mode: str
+    sample_positions: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one batch, sample after sample, positions ascending.
+
+    Attributes:
+        flat: int64 [rows], index into the batch's [batch × T] tokens.
+        element: int64 [rows], which element of the batch.
+        columns: the store's row tensors by their names, each int32 [rows].
+    """
+
+    flat: torch.Tensor
+    element: torch.Tensor
+    columns: dict[str, torch.Tensor]
+
+
+def select_rows(
+    inputs: Mapping[str, torch.Tensor],
+    samples: Sequence[int],
+    choice: PositionChoice,
+    image_token_id: int,
+    prompt_lengths: Sequence[int] | None = None,
+) -> Rows:
+    """Choose the rows of a batch that is padded on the right; padding is never chosen.
+
+    Args:
+        inputs: with `input_ids` and `attention_mask`, int64 [batch, T], on the CPU.
+        samples: number of each element's sample.
+        prompt_lengths: tokens of each element's prompt; those after it are its response. Where it
+            is None, every token is the prompt's.
+
+    Raises:
+        ActivationsError: the mode is none of those of `PositionChoice`.
+    """
+    ids, real = inputs["input_ids"], inputs["attention_mask"].bool()
+    kind = torch.full_like(ids, TEXT)
+    kind[ids == image_token_id] = IMAGE_PATCH
+    if prompt_lengths is not None:
+        generated = torch.arange(ids.shape[1]) >= torch.tensor(prompt_lengths)[:, None]
+        kind[generated] = GENERATED
+    chosen = _chosen(kind, real, choice.mode)
+    if choice.sample_positions is not None:
+        _draw(chosen, samples, choice.sample_positions, choice.seed)
+    element, position = chosen.nonzero(as_tuple=True)
+    patch_row, patch_col = _patches(inputs, kind, real)
+    columns = {
+        SAMPLE: torch.tensor(samples)[element],
+        POSITION: position,
+        TOKEN_ID: ids[element, position],
+        KIND: kind[element, position],
+        PATCH_ROW: patch_row[element, position],
+        PATCH_COL: patch_col[element, position],
+    }
+    return Rows(
+        flat=element * ids.shape[1] + position,
+        element=element,
+        columns={name: column.to(torch.int32) for name, column in columns.items()},
+    )
+
+
+def _chosen(kind: torch.Tensor, real: torch.Tensor, mode: str) -> torch.Tensor:
+    if mode == "all":
+        return real.clone()
+    if mode == "image":
+        return real & (kind == IMAGE_PATCH)
+    if mode == "text":
+        return real & (kind == TEXT)
+    if mode == "generated":
+        return real & (kind == GENERATED)
+    if mode == "last":
+        chosen = torch.zeros_like(real)
+        chosen[torch.arange(len(real)), real.sum(dim=1) - 1] = True
+        return chosen
+    raise ActivationsError(f"positions must be last, all, image, text or generated, not {mode!r}")
+
+
+def _draw(chosen: torch.Tensor, samples: Sequence[int], count: int, seed: int) -> None:
+    """Leave `count` of each sample's positions, by a draw that depends on seed and sample alone."""
+    for row, sample in zip(chosen, samples, strict=True):
+        positions = row.nonzero()[:, 0].numpy()
+        if len(positions) > count:
+            generator = np.random.default_rng((seed, sample))
+            kept = generator.choice(positions, size=count, replace=False)
+            row.zero_()
+            row[torch.from_numpy(kept)] = True
+
+
+def _patches(
+    inputs: Mapping[str, torch.Tensor], kind: torch.Tensor, real: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the patch row and column of every token: int64 [batch, T]."""
+    patch_row = torch.full_like(kind, NO_PATCH)
+    patch_col = torch.full_like(kind, NO_PATCH)
+    for element in range(len(kind)):
+        tokens = (real[element] & (kind[element] == IMAGE_PATCH)).nonzero()[:, 0]
+        rows, columns = patch_grid(inputs, element, len(tokens))
+        if rows:
+            order = torch.arange(len(tokens))
+            patch_row[element, tokens] = order // columns
+            patch_col[element, tokens] = order % columns
+    return patch_row, patch_col

@@ -1,0 +1,1 @@
+"""The benchmark: queries, and pictures as a viewer shows them."""

@@ -1,0 +1,120 @@
+"""What decides the values of a capture, as its recipe says it."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from capture.model.load import CaptureModel
+from capture.model.transcoders import checkpoints_sha256
+from capture.passes.inputs import QUERY_PLACEHOLDER, render_prompt
+from capture.samples.hf_dataset import PREFIX as HF_PREFIX
+from capture.settings import CaptureSettings
+from llava_amber_activations.files.checksums import files_sha256
+from llava_amber_activations.formats.layers import LayerWindow
+from llava_amber_activations.formats.recipe import Recipe
+
+_VERSIONS_THAT_DECIDE_VALUES = ("transformers", "tokenizers", "numpy", "pillow")
+_WEIGHTS_AND_CONFIGS = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.txt")
+
+
+def make_recipe(
+    settings: CaptureSettings,
+    model: CaptureModel,
+    dtype: str,
+    n_samples: int,
+    queries_sha256: str | None,
+    *,
+    dataset_revision: str | None = None,
+    weights_sha256: str | None = None,
+    reuse_prefix: bool = False,
+) -> Recipe:
+    """Write down everything that decides the values of a capture.
+
+    Args:
+        dtype: what the model computes in.
+        n_samples, queries_sha256, dataset_revision: of the input.
+        weights_sha256: of a local model (`local_weights_sha256`).
+        reuse_prefix: whether queries on one picture share its prefix.
+    """
+    n_layers = len(model.decoder.layers)
+    LayerWindow(n_layers, settings.n_targets)
+    return Recipe(
+        model=settings.model,
+        revision=model.revision,
+        weights_sha256=weights_sha256,
+        dtype=dtype,
+        store_dtype=settings.store_dtype or dtype,
+        x_site=settings.x_site,
+        positions=settings.positions,
+        sample_positions=settings.sample_positions,
+        seed=None if settings.sample_positions is None else settings.seed,
+        max_new_tokens=settings.response_tokens,
+        transcoders_sha256=checkpoints_sha256(settings.transcoders),
+        pool=None if settings.transcoders is None else settings.pool,
+        prompt=render_prompt(model.processor, QUERY_PLACEHOLDER),
+        n_layers=n_layers,
+        hidden_size=model.decoder.hidden_size,
+        n_targets=settings.n_targets,
+        benchmark=_benchmark(settings),
+        queries_sha256=queries_sha256,
+        dataset_revision=dataset_revision,
+        n_samples=n_samples,
+        chunk_samples=settings.samples_per_chunk,
+        image_processor=model.image_processor,
+        device=device_names(parameter.device for parameter in model.whole.parameters()),
+        batch_size=settings.batch_size,
+        auto_batch_size=settings.batch_size is None,
+        compile=settings.compile,
+        reuse_prefix=reuse_prefix,
+        # torch's own version says which CUDA it was built for, where its package's does not.
+        versions={
+            "torch": str(torch.__version__),
+            **{name: version(name) for name in _VERSIONS_THAT_DECIDE_VALUES},
+        },
+    )
+
+
+def _benchmark(settings: CaptureSettings) -> str:
+    name = str(settings.dataset)
+    return name if name.startswith(HF_PREFIX) else Path(name).name
+
+
+def device_names(devices: Iterable[torch.device]) -> str:
+    """Name the GPUs and CPUs among devices, each kind once: what rounds alike has one name."""
+    return ", ".join(sorted({_device_name(device) for device in devices}))
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return device.type
+    # CPUs of one name may stand in machines that let other instructions through.
+    return f"{_cpu_name()} ({torch.backends.cpu.get_cpu_capability()})"
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
+
+
+def local_weights_sha256(model: str) -> str | None:
+    """Return one checksum of the weights and configs in a model's folder.
+
+    None for a model of the Hub, whose commit says as much. Of the folder itself, not of what lies
+    below it.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        return None
+    paths = {path for pattern in _WEIGHTS_AND_CONFIGS for path in folder.glob(pattern)}
+    return files_sha256(folder, (path for path in paths if path.is_file()))

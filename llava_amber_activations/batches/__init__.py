@@ -1,0 +1,1 @@
+"""Batches of torch tensors: which rows, in which order, whose."""

@@ -1,0 +1,1 @@
+"""Files that appear whole or not at all: written aside, locked, swept, and their errors said."""

@@ -1,0 +1,1 @@
+"""What the data is: versions, layers, columns, the recipe, the dataset folder."""

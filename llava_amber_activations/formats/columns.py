@@ -1,0 +1,33 @@
+"""The columns that a row has beside its vectors: their names, and the codes of `kind`.
+
+A store holds them as int32 tensors of the same names, a dataset folder as columns; `id` and `image`
+are a sample's, and stand in a store's records.
+"""
+
+from __future__ import annotations
+
+X, TARGETS, FEATURES = "x", "targets", "features"
+SAMPLE, ID, IMAGE, POSITION, TOKEN_ID = "sample", "id", "image", "position", "token_id"
+KIND, PATCH_ROW, PATCH_COL = "kind", "patch_row", "patch_col"
+LEADING = (SAMPLE, ID, IMAGE, POSITION, TOKEN_ID, KIND, PATCH_ROW, PATCH_COL)
+STRINGS = (IMAGE, KIND)
+INTEGERS = tuple(name for name in LEADING if name not in STRINGS)
+
+ROW_TENSORS = (SAMPLE, POSITION, TOKEN_ID)
+# Stores that other programs write may lack these; -1 then stands for every row.
+OPTIONAL_ROW_TENSORS = (KIND, PATCH_ROW, PATCH_COL)
+
+# What a row's token is: part of the text, of the picture, or of the model's own answer. The code of
+# a store's `kind` is the place in this list, -1 where it is not known; a column holds the name, and
+# "" where it is not known.
+KINDS = ("text", "image", "generated")
+TEXT, IMAGE_PATCH, GENERATED = range(len(KINDS))
+
+# `patch_row` and `patch_col` of a row that is no patch, or of a picture whose patches do not lie in
+# one grid.
+NO_PATCH = -1
+
+
+def kind_name(code: int) -> str:
+    """Return the name of a kind's code."""
+    return "" if code < 0 else KINDS[code]

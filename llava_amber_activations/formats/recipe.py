@@ -1,0 +1,151 @@
+"""How a set of activations was made: the text of `capture.json`, which travels with the data."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from llava_amber_activations.errors import ActivationsError
+from llava_amber_activations.formats.version import FORMAT_VERSION, check_format_version
+from llava_amber_activations.parsing.checked_values import (
+    INT32_MAX,
+    check_choice,
+    check_number,
+    check_sha256,
+)
+from llava_amber_activations.parsing.typed_json import read_object
+
+XSite = Literal["resid_mid", "resid_pre", "mlp_in"]
+Positions = Literal["last", "all", "image", "text", "generated"]
+Pool = Literal["max", "mean", "last"]
+DType = Literal["float16", "bfloat16", "float32"]
+
+X_SITES: tuple[str, ...] = get_args(XSite)
+
+# Far beyond any model or capture; a damaged number must not become a loop or an allocation.
+MOST_LAYERS = 10_000
+MOST_WIDTH = 1 << 24
+_MOST_CHUNKS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the values of a capture; None where an import cannot know it.
+
+    Attributes:
+        format_version: of the store and of the dataset made from it, "major.minor".
+        origin: "capture", or which `.pt` layout the data was imported from.
+        model: Hub id or folder of the model; `revision` is its commit where it came from the Hub.
+        weights_sha256: of a local folder's weights and configs together, where it did not.
+        dtype: what the model computed in; `store_dtype` is what was kept.
+        x_site: where in a layer `x` was read.
+        positions: which token positions of a sample became rows.
+        sample_positions, seed: how many of those positions were drawn from each sample, and the
+            seed of the draw; None where all were kept.
+        max_new_tokens: most tokens of a generated response, where there is one.
+        transcoders_sha256: of the transcoders' checkpoints together, where features were captured.
+        pool: how a sample's features were pooled over its rows.
+        prompt: the chat template's text, `{query}` standing for the sample's query.
+        n_layers, hidden_size: of the language model.
+        n_targets: how many targets a layer has unless the builder is told otherwise.
+        benchmark: file name of the query file; `queries_sha256` is its checksum.
+        n_samples, chunk_samples: samples in all, and in each chunk of the store.
+        dataset_revision: commit of a dataset of the Hub, or one checksum of a local one's files.
+        image_processor: class that made the pixels (its backends differ in the last bits).
+        device: name of the GPU, or of the CPU and its instruction set. This and the next four
+            decide the last bits alone.
+        batch_size: most samples of a forward pass; None where `auto_batch_size` chose it, and each
+            chunk says its own.
+        auto_batch_size: whether the device's memory decided the batch size.
+        compile: whether torch compiled the norms and the MLPs.
+        reuse_prefix: whether queries on one picture shared what precedes them.
+        versions: of the libraries that decide values.
+    """
+
+    n_layers: int
+    hidden_size: int
+    n_targets: int
+    store_dtype: str
+    n_samples: int
+    origin: str = "capture"
+    model: str | None = None
+    revision: str | None = None
+    dtype: str | None = None
+    x_site: str | None = None
+    positions: str | None = None
+    sample_positions: int | None = None
+    seed: int | None = None
+    max_new_tokens: int | None = None
+    transcoders_sha256: str | None = None
+    pool: str | None = None
+    prompt: str | None = None
+    benchmark: str | None = None
+    queries_sha256: str | None = None
+    chunk_samples: int | None = None
+    image_processor: str | None = None
+    weights_sha256: str | None = None
+    dataset_revision: str | None = None
+    device: str | None = None
+    batch_size: int | None = None
+    auto_batch_size: bool | None = None
+    compile: bool | None = None
+    reuse_prefix: bool | None = None
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)
+    format_version: str = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        check_format_version(self.format_version, "the recipe")
+        for name, least, most in (
+            ("n_layers", 1, MOST_LAYERS),
+            ("hidden_size", 1, MOST_WIDTH),
+            ("n_targets", 1, MOST_LAYERS),
+            ("n_samples", 0, INT32_MAX),
+            ("chunk_samples", 1, INT32_MAX),
+            ("sample_positions", 1, INT32_MAX),
+            ("max_new_tokens", 1, INT32_MAX),
+            ("batch_size", 1, INT32_MAX),
+        ):
+            check_number(name, getattr(self, name), least, most)
+        if self.seed is not None and self.seed < 0:
+            raise ActivationsError(f"seed must not be negative, got {self.seed}")
+        if self.n_samples > _MOST_CHUNKS * (self.chunk_samples or self.n_samples):
+            raise ActivationsError(
+                f"n_samples must be at most {_MOST_CHUNKS} times chunk_samples "
+                f"({self.chunk_samples}), got {self.n_samples}"
+            )
+        for name, choices in (
+            ("store_dtype", get_args(DType)),
+            ("dtype", get_args(DType)),
+            ("x_site", X_SITES),
+            ("positions", get_args(Positions)),
+            ("pool", get_args(Pool)),
+        ):
+            check_choice(name, getattr(self, name), choices)
+        for name in ("transcoders_sha256", "queries_sha256", "weights_sha256"):
+            check_sha256(name, getattr(self, name))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the recipe as a JSON object, `format_version` first."""
+        fields = dataclasses.asdict(self)
+        return {"format_version": fields.pop("format_version"), **fields}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any], where: object) -> Recipe:
+        """Read a recipe back.
+
+        Raises:
+            ActivationsError: it was written by a newer major format, keys are missing, or a value
+                is not of its type or range; the message names `where`.
+        """
+        check_format_version(value.get("format_version"), where)
+        return read_object(cls, value, where, "a capture recipe")
+
+    def differences(self, other: Recipe) -> list[str]:
+        """Name every field in which two recipes differ, as `field (this, not that)`."""
+        mine, theirs = self.to_json(), other.to_json()
+        return [
+            f"{key} ({mine[key]!r}, not {theirs[key]!r})"
+            for key in mine
+            if mine[key] != theirs[key]
+        ]

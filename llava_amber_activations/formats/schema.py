@@ -1,0 +1,105 @@
+"""The columns of a dataset folder, and how vectors lie in Arrow.
+
+    default, L0 … L30   LEADING, x [H], targets [n, H]
+    all_layers          LEADING, x_00 … [H], mlp_out_00 … [H]
+    clt_features        sample, features [F]
+
+How a vector lies in a column, `arrow_vectors` says; its feature type in `datasets` is chosen by
+`features_of` alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from llava_amber_activations.formats.arrow_vectors import targets_type, vector_type
+from llava_amber_activations.formats.columns import FEATURES, LEADING, SAMPLE, STRINGS, TARGETS, X
+from llava_amber_activations.formats.recipe import MOST_LAYERS
+from llava_amber_activations.formats.version import FORMAT_VERSION, check_format_version
+from llava_amber_activations.parsing.checked_values import check_number
+from llava_amber_activations.parsing.typed_json import parse_json_object, read_object
+
+if TYPE_CHECKING:
+    import datasets
+
+_OUR_KEY = b"llava_amber_activations"
+
+
+@dataclass(frozen=True)
+class _ShardMetadata:
+    """What a shard's schema says of itself."""
+
+    format_version: str
+    n_layers: int
+
+    def __post_init__(self) -> None:
+        check_number("n_layers", self.n_layers, 1, MOST_LAYERS)
+
+
+def _leading_fields() -> list[pa.Field]:
+    return [
+        pa.field(name, pa.string() if name in STRINGS else pa.int32(), nullable=False)
+        for name in LEADING
+    ]
+
+
+def default_schema(hidden_size: int, dtype: str, n_layers: int) -> pa.Schema:
+    """Return the schema of a layer's own split."""
+    fields = [
+        *_leading_fields(),
+        pa.field(X, vector_type(hidden_size, dtype), nullable=False),
+        pa.field(TARGETS, targets_type(hidden_size, dtype), nullable=False),
+    ]
+    return _with_metadata(pa.schema(fields), n_layers)
+
+
+def all_layers_schema(
+    names: Sequence[str], hidden_size: int, dtype: str, n_layers: int
+) -> pa.Schema:
+    """Return the schema of `all_layers` with the vectors `names`."""
+    vector = vector_type(hidden_size, dtype)
+    fields = [*_leading_fields(), *(pa.field(name, vector, nullable=False) for name in names)]
+    return _with_metadata(pa.schema(fields), n_layers)
+
+
+def clt_features_schema(n_features: int, dtype: str, n_layers: int) -> pa.Schema:
+    """Return the schema of a layer's split of `clt_features`."""
+    fields = [
+        pa.field(SAMPLE, pa.int32(), nullable=False),
+        pa.field(FEATURES, vector_type(n_features, dtype), nullable=False),
+    ]
+    return _with_metadata(pa.schema(fields), n_layers)
+
+
+def features_of(schema: pa.Schema) -> datasets.Features:
+    """Return the `datasets` features of a schema: the one place where their types are chosen."""
+    import datasets  # Reading batches does without it, and half a second sooner.
+
+    return datasets.Features.from_arrow_schema(schema.remove_metadata())
+
+
+def _with_metadata(schema: pa.Schema, n_layers: int) -> pa.Schema:
+    ours = {"format_version": FORMAT_VERSION, "n_layers": n_layers}
+    return schema.with_metadata({_OUR_KEY: json.dumps(ours).encode()})
+
+
+def with_features(schema: pa.Schema) -> pa.Schema:
+    """Return a schema that also carries the features, as `datasets` reads them from a shard."""
+    return schema.with_metadata({**features_of(schema).arrow_schema.metadata, **schema.metadata})
+
+
+def layers_of(schema: pa.Schema, where: object) -> int:
+    """Return how many layers the model had that a shard was made from.
+
+    Raises:
+        ActivationsError: the shard is not of this project, or of a newer major format.
+    """
+    text = (schema.metadata or {}).get(_OUR_KEY, b"{}")
+    value = parse_json_object(text, f"the schema of {where}")
+    check_format_version(value.get("format_version"), where)
+    return read_object(_ShardMetadata, value, f"the schema of {where}", "of this project").n_layers

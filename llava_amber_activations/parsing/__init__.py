@@ -1,0 +1,1 @@
+"""What comes from elsewhere, parsed once, at the edge, into checked types."""

@@ -1,0 +1,1 @@
+"""Rows of one layer, decoded from shards."""

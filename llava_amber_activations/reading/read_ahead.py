@@ -1,0 +1,167 @@
+"""Row groups read in order, several at once and ahead of whoever consumes them."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TypeVar
+
+import pyarrow.parquet as pq
+
+from llava_amber_activations.sources.footers import (
+    NOTHING_EXPECTED,
+    Expected,
+    check_footer,
+    reading_errors,
+)
+from llava_amber_activations.sources.shard_file import (
+    ShardFile,
+    is_remote,
+    open_parquet,
+    source_errors,
+)
+
+# The Hub answers a request in about a tenth of a second, and a layer's columns of a row group are
+# about 10 MB: eight requests at once fill a fast line. Here every core decodes; and when the first
+# row group is there, one more waits for whichever core is done.
+_AT_ONCE_ON_HUB = (2, 8)
+_AT_ONCE_HERE = (min(7, os.cpu_count() or 1), min(8, 1 + (os.cpu_count() or 1)))
+
+# Shards that a thread keeps open; in random order it comes back to them.
+_MOST_OPEN = 8
+
+# How many times as long as it worked.
+_WAITED_LONG = 4
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """One row group of a shard: its file's address, its number there, its rows."""
+
+    url: str
+    number: int
+    n_rows: int
+
+
+def _footer(url: str) -> pq.FileMetaData:
+    with open_parquet(url) as file:
+        return file.metadata
+
+
+@lru_cache(maxsize=1024)
+def _footer_on_hub(url: str) -> pq.FileMetaData:
+    return _footer(url)
+
+
+class Shards:
+    """Parquet files of one split; each footer is read once, and held against the manifest.
+
+    Args:
+        checked: compare the pages' checksums as they are read, which takes a quarter as long as
+            decoding them: for what is read once, and kept.
+    """
+
+    def __init__(
+        self,
+        urls: Iterable[str],
+        expected: Expected = NOTHING_EXPECTED,
+        *,
+        checked: bool = False,
+    ) -> None:
+        self._urls = list(urls)
+        self._checked = checked
+        self._expected = expected
+        self._footers: dict[str, pq.FileMetaData] = {}
+        self._of_thread = threading.local()
+
+    def footer(self, url: str) -> pq.FileMetaData:
+        """Return a shard's footer.
+
+        Raises:
+            ActivationsError: the shard cannot be read, or is not what the manifest says.
+        """
+        if url not in self._footers:
+            # On the Hub an address names a commit, so that what it holds never changes.
+            footer = _footer_on_hub(url) if is_remote(url) else _footer(url)
+            with reading_errors(url):
+                check_footer(url, footer, self._expected)
+            self._footers[url] = footer
+        return self._footers[url]
+
+    def row_groups(self) -> Iterator[RowGroup]:
+        """Yield the row groups of every shard, in order; a footer is read when its turn comes."""
+        for url in self._urls:
+            for number in range(self.footer(url).num_row_groups):
+                yield self.row_group(url, number)
+
+    def row_group(self, url: str, number: int) -> RowGroup:
+        """Return one row group of a shard."""
+        return RowGroup(url, number, self.footer(url).row_group(number).num_rows)
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether reading waits for a network."""
+        return any(map(is_remote, self._urls))
+
+    def open(self, url: str) -> ShardFile:
+        """Open a shard by the footer that has been read; this thread's last few stay open.
+
+        Opening takes as long as decoding two of a row group's vectors.
+        """
+        files: dict[str, ShardFile] = self._of_thread.__dict__
+        file = files.pop(url, None) or ShardFile(url, self.footer(url), checked=self._checked)
+        files[url] = file
+        if len(files) > _MOST_OPEN:
+            del files[next(iter(files))]
+        return file
+
+
+def read_in_order(
+    shards: Shards, groups: Iterable[RowGroup], read: Callable[[ShardFile, int], _T]
+) -> Iterator[_T]:
+    """Yield `read(file, number)` of each row group, in order.
+
+    Reading runs ahead in threads, a little at first, so that the first row group is not kept
+    waiting by those behind it. From the Hub, one more is read at once, up to eight, after each that
+    spent most of its time waiting: more threads than that would only wait for each other.
+
+    Raises:
+        ActivationsError: a file is damaged, or the Hub does not answer.
+    """
+
+    def job(group: RowGroup) -> tuple[_T, bool]:
+        began, worked = time.monotonic(), time.thread_time()
+        with source_errors(group.url, group.url), reading_errors(group.url, group.number):
+            result = read(shards.open(group.url), group.number)
+        elapsed, worked = time.monotonic() - began, time.thread_time() - worked
+        return result, elapsed > _WAITED_LONG * worked
+
+    remaining = iter(groups)
+    pending: deque[Future[tuple[_T, bool]]] = deque()
+    on_hub = shards.on_hub
+    at_once, most_at_once = _AT_ONCE_ON_HUB if on_hub else _AT_ONCE_HERE
+    pool = ThreadPoolExecutor(most_at_once, thread_name_prefix="read-ahead")
+    try:
+        while True:
+            while len(pending) < at_once and (group := next(remaining, None)):
+                pending.append(pool.submit(job, group))
+            if not pending:
+                return
+            result, waited = pending.popleft().result()
+            yield result
+            if waited or not on_hub:
+                at_once = min(at_once + 1, most_at_once)
+    finally:
+        # Whoever stops in the middle does not wait for what they no longer want. A stream that is
+        # still open when Python ends finds no threads to speak of.
+        if not sys.is_finalizing():
+            pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,1 @@
+"""A dataset folder, or a dataset repo on the Hub, as one thing."""

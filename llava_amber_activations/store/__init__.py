@@ -1,0 +1,1 @@
+"""The capture store: its files and tensors, read and written."""

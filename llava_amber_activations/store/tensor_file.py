@@ -1,0 +1,224 @@
+"""Safetensors files that carry a checksum of each tensor, and one over what they say of themselves.
+
+The header's metadata has one key, whose value is a JSON object: `format_version`, `sha256` (of each
+tensor's bytes, by its name), whatever the kind of file adds, and `self_sha256` over all of it
+(`sealed_json`). One key, because the order in which several are written is not defined, and equal
+contents must be equal files. Format 1.0 had one `sha256` over all tensors in the order of their
+names, or none, and no checksum over the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from llava_amber_activations.errors import ActivationsError
+from llava_amber_activations.files.read_errors import read_errors, reason_of
+from llava_amber_activations.files.whole import scratch_folder, written_whole
+from llava_amber_activations.files.write_errors import write_errors
+from llava_amber_activations.formats.version import FORMAT_VERSION, check_format_version, has_seals
+from llava_amber_activations.parsing.checked_values import check_sha256
+from llava_amber_activations.parsing.sealed_json import SEAL, check_seal, sealed
+from llava_amber_activations.parsing.typed_json import parse_json_object, read_object
+
+_MOST_THREADS = 4
+# The names that safetensors has for the dtypes of a recipe, and for row numbers.
+DTYPE_NAMES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "int32": "I32"}
+
+
+@dataclass(frozen=True)
+class _Digests:
+    """The checksums of a file's tensors, by their names."""
+
+    sha256: dict[str, str]
+
+    def __post_init__(self) -> None:
+        for name, digest in self.sha256.items():
+            check_sha256(f"sha256 of {name[:40]}", digest)
+
+
+@dataclass(frozen=True)
+class _DigestOfAll:
+    """What format 1.0 had: the checksum of all tensors together."""
+
+    sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        check_sha256("sha256", self.sha256)
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], key: str, header: Mapping[str, Any]
+) -> str:
+    """Write tensors, whole or not at all; equal contents give equal bytes.
+
+    Args:
+        tensors: contiguous, on the CPU.
+        key: of the metadata.
+        header: what the file says beside its checksums.
+
+    Returns:
+        The header's own checksum, which covers those of the tensors.
+    """
+    names = sorted(tensors)
+    # hashlib leaves the interpreter to other threads.
+    with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as threads:
+        digests = threads.map(tensor_sha256, (tensors[name] for name in names))
+        sha256 = dict(zip(names, digests, strict=True))
+    value = sealed({"format_version": FORMAT_VERSION, **header, "sha256": sha256})
+    try:
+        # safetensors writes into a file of a drawn name beside the one that it is given, and a kill
+        # leaves that one.
+        with scratch_folder(path) as scratch, written_whole(path) as partial:
+            written = scratch / path.name
+            save_file(dict(tensors), written, metadata={key: json.dumps(value)})
+            with write_errors(path):
+                written.replace(partial)
+    except SafetensorError as error:
+        raise ActivationsError(f"{path} cannot be written ({error})") from None
+    return str(value[SEAL])
+
+
+def tensor_sha256(tensor: torch.Tensor) -> str:
+    """Return the SHA-256 of a tensor's bytes."""
+    return hashlib.sha256(_bytes_of(tensor)).hexdigest()
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    view: memoryview = tensor.contiguous().view(torch.uint8).numpy().data
+    return view
+
+
+class TensorFile:
+    """One such file, open for reading; nothing is read before it is asked for.
+
+    Attributes:
+        header: the metadata's JSON object; empty where the file has none.
+        is_sealed: whether it has a checksum of its own and of each tensor: from format 1.1 on.
+        identity: a checksum of what the file says of itself, those of its tensors included.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ActivationsError: it is truncated, damaged, or another kind of file.
+    """
+
+    def __init__(self, path: Path, key: str, remedy: str) -> None:
+        """Open `path` and check the header's own checksum.
+
+        Args:
+            key: of the metadata.
+            remedy: what to do about a damaged file.
+        """
+        self.path = path
+        self._remedy = remedy
+        # What is there and may not be read is not damaged: it must not be deleted.
+        if path.is_file():
+            with read_errors(path), path.open("rb"):
+                pass
+        try:
+            self._file = safe_open(path, framework="pt")
+            text = (self._file.metadata() or {}).get(key, "{}")
+            self.names = set(self._file.keys())
+        except FileNotFoundError:
+            raise
+        except (SafetensorError, OSError) as error:
+            raise self.damaged(f"{type(error).__name__}: {reason_of(error)}") from None
+        try:
+            self.header = parse_json_object(text, "its header")
+            self.is_sealed = "format_version" in self.header
+            if self.is_sealed:
+                version = self.header["format_version"]
+                check_format_version(version, "its header")
+                required = has_seals(version)
+                check_seal(self.header, "its header", "it was changed", required=required)
+        except ActivationsError as error:
+            raise self.damaged(error) from None
+        kind = _Digests if self.is_sealed else _DigestOfAll
+        sha256 = self.read_header(kind).sha256
+        self._sha256: Mapping[str, str] = sha256 if isinstance(sha256, dict) else {}
+        self._sha256_of_all = sha256 if isinstance(sha256, str) else None
+        if self.is_sealed and set(self._sha256) != self.names:
+            raise self.damaged("its tensors are others than those that it has checksums of")
+        self.identity = self.header.get(SEAL) or hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def has_checksums(self) -> bool:
+        """Whether its tensors can be checked at all."""
+        return bool(self._sha256) or self._sha256_of_all is not None
+
+    def read_header(self, kind: Any) -> Any:
+        """Read the header into a dataclass.
+
+        Raises:
+            ActivationsError: a key is missing, or a value is not of its type or range.
+        """
+        try:
+            return read_object(kind, self.header, "its header", "such a file's")
+        except ActivationsError as error:
+            raise self.damaged(error) from None
+
+    def damaged(self, why: object) -> ActivationsError:
+        """Return the error that says that the file is damaged, why, and what to do."""
+        return ActivationsError(f"{self.path} is damaged ({why}): {self._remedy}")
+
+    def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Read rows `start` … `stop` of a tensor.
+
+        Raises:
+            ActivationsError: the file has no such tensor.
+        """
+        if name not in self.names:
+            raise self.damaged(f"it has no tensor {name}")
+        rows: torch.Tensor = self._file.get_slice(name)[start:stop]
+        return rows
+
+    def check_form(self, name: str, dtype: str, *shape: int | None) -> None:
+        """Check the dtype and the shape that the file says a tensor has; any length where None.
+
+        Raises:
+            ActivationsError: it is another.
+        """
+        if name not in self.names:
+            raise self.damaged(f"it has no tensor {name}")
+        tensor = self._file.get_slice(name)
+        found = tuple(tensor.get_shape())
+        fits = len(found) == len(shape) and all(
+            wanted in (None, length) for wanted, length in zip(shape, found, strict=True)
+        )
+        if tensor.get_dtype() != DTYPE_NAMES[dtype] or not fits:
+            wanted = ["?" if length is None else length for length in shape]
+            raise self.damaged(
+                f"{name} is {tensor.get_dtype()} {list(found)}, not {DTYPE_NAMES[dtype]} {wanted}"
+            )
+
+    def check_tensor(self, name: str) -> None:
+        """Check a tensor's bytes, all of them; in format 1.0 those of every tensor of the file.
+
+        Raises:
+            ActivationsError: they are not as they were written.
+        """
+        if self.is_sealed:
+            found, expected = tensor_sha256(self._file.get_tensor(name)), self._sha256.get(name)
+        elif self._sha256_of_all is not None:
+            found, expected = self._digest_of_all(), self._sha256_of_all
+        else:
+            return
+        if found != expected:
+            whole = f"{name} is" if self.is_sealed else "it is"
+            raise self.damaged(f"{whole} not as it was written, its SHA-256 differs")
+
+    def _digest_of_all(self) -> str:
+        digest = hashlib.sha256()
+        for name in sorted(self.names):
+            digest.update(_bytes_of(self._file.get_tensor(name)))
+        return digest.hexdigest()

@@ -1,0 +1,107 @@
+"""Row groups and shards: every row once, samples whole wherever they fit."""
+
+from itertools import accumulate
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from builder.contents.spans import spans
+from builder.shards.plan import parse_size, plan_row_groups, plan_shards
+from llava_amber_activations import ActivationsError
+
+samples = st.lists(st.integers(0, 200), max_size=60)
+row_sizes = st.integers(1, 100 << 20)
+
+
+@given(samples, row_sizes)
+def test_row_groups(rows_of_samples, row_bytes):
+    """Cover every row once, in order, within 64 rows and 64 MiB unless one row is more."""
+    groups = plan_row_groups(rows_of_samples, row_bytes)
+    assert [row for group in groups for row in group] == list(range(sum(rows_of_samples)))
+    for group in groups:
+        assert 1 <= len(group) <= 64
+        assert len(group) == 1 or len(group) * row_bytes <= 64 << 20
+
+
+@given(samples, row_sizes)
+def test_a_sample_is_part_of_one_group_or_a_run_of_whole_ones(rows_of_samples, row_bytes):
+    groups = plan_row_groups(rows_of_samples, row_bytes)
+    start = 0
+    for rows in rows_of_samples:
+        own = range(start, start + rows)
+        touched = [g for g in groups if g.start < own.stop and own.start < g.stop]
+        if len(touched) > 1:
+            assert touched[0].start == own.start and touched[-1].stop == own.stop
+        start += rows
+
+
+def test_row_groups_of_the_real_data():
+    """1004 samples of one row: 16 groups; a sample of 600 rows: nine of 64 and one of 24."""
+    assert [len(group) for group in plan_row_groups([1] * 1004, 64 * 8192)] == [64] * 15 + [44]
+    assert [len(group) for group in plan_row_groups([600], 17 * 8192)] == [64] * 9 + [24]
+    # float32, all layers: 64 rows of 1 MiB are 64 MiB exactly.
+    assert [len(group) for group in plan_row_groups([1] * 130, 64 * 16384)] == [64, 64, 2]
+
+
+@given(samples, row_sizes, st.integers(1, 1 << 32))
+def test_shards(rows_of_samples, row_bytes, max_bytes):
+    """Keep the groups' order, and stay within the size unless one group is more."""
+    groups = plan_row_groups(rows_of_samples, row_bytes)
+    shards = plan_shards(groups, row_bytes, max_bytes)
+    assert [group for shard in shards for group in shard] == groups
+    for shard in shards:
+        assert len(shard) == 1 or sum(map(len, shard)) * row_bytes <= max_bytes
+
+
+@given(samples, row_sizes, st.integers(1, 1 << 32))
+def test_shards_are_few_and_even(rows_of_samples, row_bytes, max_bytes):
+    """No more than filling each to the brim gives; none much above its share."""
+    groups = plan_row_groups(rows_of_samples, row_bytes)
+    sizes = [len(group) * row_bytes for group in groups]
+    n_shards, room = 0, 0
+    for size in sizes:
+        if n_shards == 0 or size > room:
+            n_shards, room = n_shards + 1, max_bytes
+        room -= size
+    shards = plan_shards(groups, row_bytes, max_bytes)
+    assert len(shards) == n_shards
+    if shards:
+        share = sum(sizes) / n_shards
+        largest = max(sum(map(len, shard)) * row_bytes for shard in shards)
+        assert largest <= share * (1 + 1 / 32) + max(sizes) + 2
+
+
+def test_shards_of_the_real_data():
+    """1004 rows of 512 kB: 16 row groups, and two shards of eight, not of fourteen and two."""
+    groups = plan_row_groups([1] * 1004, 64 * 8192)
+    assert [len(shard) for shard in plan_shards(groups, 64 * 8192, 500_000_000)] == [8, 8]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("500MB", 500_000_000), ("1GiB", 1 << 30), ("1.5 kB", 1500), ("12", 12), ("2G", 2 * 10**9)],
+)
+def test_sizes(text, size):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "MB", "-1MB", "0", "many", "1.2.3MB", "1XB"])
+def test_what_is_no_size(text):
+    with pytest.raises(ActivationsError, match="is not a size"):
+        parse_size(text)
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=9), st.data())
+def test_spans(counts, data):
+    """Each row comes once, in order, from the file that holds it, also past empty files."""
+    starts = [0, *accumulate(counts)]
+    where = [(file, row) for file, count in enumerate(counts) for row in range(count)]
+    first = data.draw(st.integers(0, len(where)))
+    last = data.draw(st.integers(first, len(where)))
+    found = [
+        (file, row)
+        for file, start, stop in spans(starts, range(first, last))
+        for row in range(start, stop)
+    ]
+    assert found == where[first:last]

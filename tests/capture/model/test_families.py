@@ -1,0 +1,166 @@
+"""Other families are found by their structure: tiny random models from their own configs."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    CLIPVisionConfig,
+    GptOssConfig,
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    MixtralConfig,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+)
+
+from capture.model.decoder import check_sites, find_decoder
+from capture.model.taps import Taps
+from llava_amber_activations import ActivationsError
+
+N_LAYERS, WIDTH = 3, 32
+TEXT = {
+    "hidden_size": WIDTH,
+    "intermediate_size": 64,
+    "num_hidden_layers": N_LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 64,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+
+
+def llava_next():
+    config = LlavaNextConfig(
+        vision_config=CLIPVisionConfig(**VISION),
+        text_config=LlamaConfig(**TEXT),
+        image_token_index=60,
+    )
+    return LlavaNextForConditionalGeneration(config)
+
+
+def qwen2_vl():
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
+    config = Qwen2VLConfig(
+        text_config={**TEXT, "rope_parameters": rope},
+        vision_config={
+            "depth": 2,
+            "embed_dim": 16,
+            "hidden_size": WIDTH,
+            "num_heads": 2,
+            "mlp_ratio": 2,
+            "patch_size": 14,
+        },
+        image_token_id=60,
+        video_token_id=61,
+        vision_start_token_id=62,
+        vision_end_token_id=63,
+    )
+    return Qwen2VLForConditionalGeneration(config)
+
+
+def idefics3():
+    config = Idefics3Config(
+        text_config=LlamaConfig(**TEXT),
+        vision_config=VISION,
+        image_token_id=60,
+        scale_factor=1,
+        pad_token_id=0,
+    )
+    return Idefics3ForConditionalGeneration(config)
+
+
+def llava_of(text_config):
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**VISION), text_config=text_config, image_token_index=60
+    )
+    return LlavaForConditionalGeneration(config)
+
+
+def mixtral():
+    """Experts, whose block returns one tensor."""
+    return llava_of(MixtralConfig(**TEXT, num_local_experts=4, num_experts_per_tok=2))
+
+
+def gpt_oss():
+    """Experts, whose block returns its states and its router's scores."""
+    return llava_of(
+        GptOssConfig(**TEXT, num_local_experts=4, num_experts_per_tok=2, head_dim=8),
+    )
+
+
+@pytest.mark.parametrize("make", [llava_next, qwen2_vl, idefics3, mixtral, gpt_oss])
+def test_decoder_and_sites(make):
+    """The language model's layers, with sites whose values add up as the layer's do."""
+    torch.manual_seed(0)
+    model = make().eval()
+    body = model.base_model
+    decoder = find_decoder(body)
+    assert len(decoder.layers) == N_LAYERS and decoder.hidden_size == WIDTH
+    ids = torch.tensor([[5, 6, 7, 8]])
+    check_sites(body, decoder, ids)
+    outputs = {}
+    for number, layer in enumerate(decoder.layers):
+
+        def keep(module, args, output, number=number):
+            outputs[number] = output[0] if isinstance(output, tuple) else output
+
+        layer.register_forward_hook(keep)
+    with (
+        torch.inference_mode(),
+        Taps(decoder, "resid_mid", torch.float32) as taps,
+        taps.aimed(torch.arange(4), torch.device("cpu")) as gathered,
+    ):
+        body(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+    for layer in range(N_LAYERS):
+        added = gathered[layer] + gathered[N_LAYERS + layer]
+        assert torch.allclose(added, outputs[layer].reshape(4, WIDTH), atol=1e-5)
+
+
+class Doubling(nn.Module):
+    """A norm that hands the stream on twice, side by side."""
+
+    def forward(self, states):
+        return torch.cat([states, states], dim=-1)
+
+
+def test_layers_of_several_widths_are_refused():
+    """Their proof holds, and their MLP's input fits no buffer of the stream's width."""
+    model = llava_of(LlamaConfig(**TEXT)).eval()
+    layer = find_decoder(model.base_model).layers[1]
+    layer.post_attention_layernorm = Doubling()
+    layer.mlp = nn.Linear(2 * WIDTH, WIDTH)
+    with pytest.raises(ActivationsError, match=r"decoder layer 1's .* width 64, .* says 32"):
+        check_sites(model.base_model, find_decoder(model.base_model), torch.tensor([[5, 6, 7, 8]]))
+
+
+class Ragged(nn.Module):
+    """An MLP whose states are not the first that it returns."""
+
+    def forward(self, states):
+        return None, states
+
+
+def test_an_mlp_without_states_is_refused():
+    model = llava_of(LlamaConfig(**TEXT)).eval()
+    layer = find_decoder(model.base_model).layers[1]
+    layer.mlp = Ragged()
+    layer.register_forward_hook(lambda module, args, output: output)
+    with pytest.raises(ActivationsError, match="returned NoneType, not hidden states"):
+        check_sites(model.base_model, find_decoder(model.base_model), torch.tensor([[5, 6, 7, 8]]))

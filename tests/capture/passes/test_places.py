@@ -1,0 +1,126 @@
+"""Where each row is: its kind, and a patch's place on the picture."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from datasets import load_dataset
+from PIL import Image
+from safetensors.torch import load_file
+
+from builder.build import build
+from capture.model.tiny_model import make_tiny_llava
+from capture.passes.patches import patch_grid
+from capture.passes.positions import PositionChoice, select_rows
+
+IMAGE_TOKEN = 4
+
+
+def test_kinds_and_patches(all_store, reference, image_dir, query_file):
+    """Every row of every sample: text or image, and the image tokens 2 × 2 in reading order."""
+    rows = {}
+    for path in sorted((all_store / "chunks").iterdir()):
+        chunk = load_file(path)
+        names = ("kind", "patch_row", "patch_col")
+        places = zip(chunk["sample"].tolist(), chunk["position"].tolist(), strict=True)
+        values = zip(*(chunk[name].tolist() for name in names), strict=True)
+        rows |= dict(zip(places, values, strict=True))
+    for sample, entry in enumerate(json.loads(query_file.read_text())):
+        ids = reference.run(image_dir / entry["image"], entry["query"]).input_ids.tolist()
+        first = ids.index(IMAGE_TOKEN)
+        for position, token in enumerate(ids):
+            expected = (0, -1, -1)
+            if token == IMAGE_TOKEN:
+                expected = (1, (position - first) // 2, (position - first) % 2)
+            assert rows[sample, position] == expected
+
+
+def test_a_patch_is_where_its_pixels_are(tmp_path, make_store):
+    """A picture with one bright patch changes x of layer 0 at that patch's row alone.
+
+    x before the first attention (resid_pre of layer 0) is the projected patch itself.
+    """
+    model = make_tiny_llava(tmp_path / "model", image_size=56)  # 4 × 4 patches of 14 pixels
+    images = tmp_path / "images"
+    images.mkdir()
+    dark = Image.new("RGB", (56, 56), "black")
+    dark.save(images / "dark.png")
+    spot = dark.copy()
+    spot.paste("white", (28, 14, 42, 28))  # column 2, row 1
+    spot.save(images / "spot.png")
+    queries = tmp_path / "queries.json"
+    entries = [
+        {"id": n, "image": f"{name}.png", "query": "?"} for n, name in enumerate(("dark", "spot"))
+    ]
+    queries.write_text(json.dumps(entries))
+    store = make_store(
+        tmp_path / "store",
+        model=str(model),
+        dataset=queries,
+        image_dir=images,
+        positions="image",
+        x_site="resid_pre",
+    )
+    build(store, tmp_path / "dataset", configs=["all_layers"])
+    rows = load_dataset(str(tmp_path / "dataset"), "all_layers", split="train")
+    rows = rows.with_format("numpy")[:]
+    assert set(rows["kind"]) == {"image"}
+    x = rows["x_00"].reshape(2, 16, 64)
+    change = np.linalg.norm(x[1] - x[0], axis=1)
+    brightest = int(np.argmax(change))
+    assert (rows["patch_row"][brightest], rows["patch_col"][brightest]) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("shape", "n_tokens", "grid"),
+    [
+        ((1, 3, 336, 336), 576, (24, 24)),
+        ((1, 3, 336, 672), 1152, (24, 48)),
+        ((1, 3, 336, 336), 577, (0, 0)),
+        ((1, 5, 3, 336, 336), 2880, (0, 0)),
+    ],
+    ids=["square", "wide", "with a class token", "tiles"],
+)
+def test_grids(shape, n_tokens, grid):
+    assert patch_grid({"pixel_values": torch.empty(shape, device="meta")}, 0, n_tokens) == grid
+
+
+def test_grids_of_merged_patches():
+    """Qwen2-VL: 1 × 16 × 24 patches, merged two by two."""
+    inputs = {"image_grid_thw": torch.tensor([[1, 16, 24]])}
+    assert patch_grid(inputs, 0, 16 * 24 // 4) == (8, 12)
+
+
+def test_drawn_positions(make_store, all_store, tmp_path):
+    """K of each sample's rows, ascending, the same for the same seed whatever the batch."""
+    full = {}
+    for path in sorted((all_store / "chunks").iterdir()):
+        chunk = load_file(path)
+        for sample, position, x in zip(
+            chunk["sample"], chunk["position"], chunk["x_09"], strict=True
+        ):
+            full[int(sample), int(position)] = x
+    drawn = {}
+    for name, options in {
+        "one": {"seed": 1, "batch_size": 1, "chunk_samples": 8},
+        "five": {"seed": 1, "batch_size": 5, "chunk_samples": 8},
+        "other": {"seed": 2, "chunk_samples": 8},
+    }.items():
+        store = make_store(tmp_path / name, positions="all", sample_positions=7, **options)
+        chunk = load_file(store / "chunks" / "chunk-00000.safetensors")
+        drawn[name] = list(zip(chunk["sample"].tolist(), chunk["position"].tolist(), strict=True))
+        assert drawn[name] == sorted(set(drawn[name])) and len(drawn[name]) == 8 * 7
+        for place, x in zip(drawn[name], chunk["x_09"], strict=True):
+            assert (x - full[place]).norm() < 1e-4 * full[place].norm()
+    assert drawn["one"] == drawn["five"] != drawn["other"]
+
+
+def test_fewer_positions_than_are_drawn():
+    """A sample with fewer keeps them all."""
+    inputs = {
+        "input_ids": torch.arange(10, 15)[None],
+        "attention_mask": torch.ones(1, 5, dtype=int),
+    }
+    rows = select_rows(inputs, [0], PositionChoice("all", sample_positions=9), IMAGE_TOKEN)
+    assert rows.columns["position"].tolist() == [0, 1, 2, 3, 4]

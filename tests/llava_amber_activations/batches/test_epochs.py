@@ -1,0 +1,344 @@
+"""Epochs one after the other, in this process and in workers of every kind; states; DataLoaders."""
+
+import copy
+import pickle
+import random
+from itertools import islice
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from builder.build import build
+from llava_amber_activations import (
+    ActivationsError,
+    activation_batches,
+    load_activations,
+    open_layer,
+)
+from llava_amber_activations.batches.epochs import Epochs
+
+BATCH = 16
+
+
+@pytest.fixture(scope="module")
+def folder(all_store, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("epochs") / "dataset"
+    build(all_store, folder, n_targets=2, configs=["all_layers"], max_shard_size="2MB")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prepared(folder, tmp_path_factory):
+    return load_activations(folder, 4, 1, cache_dir=tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(params=["prepared", "open_layer"])
+def layer(request, folder, prepared):
+    return prepared if request.param == "prepared" else open_layer(folder, 4, 1)
+
+
+def places(batches):
+    return [
+        place
+        for batch in batches
+        for place in zip(batch["sample"].tolist(), batch["position"].tolist(), strict=True)
+    ]
+
+
+def orders(layer, epochs, **options):
+    """The orders of some epochs, each of batches of its own: what every other way must give."""
+    found = []
+    for epoch in epochs:
+        batches = activation_batches(layer, BATCH, shuffle=True, **options)
+        batches.set_epoch(epoch)
+        found.append(places(batches))
+    return found
+
+
+def loader_orders(layer, epochs, n_workers, **options):
+    """The same by a loader that is used once for each epoch."""
+    found = []
+    for epoch in epochs:
+        batches = activation_batches(layer, BATCH, shuffle=True, **options)
+        batches.set_epoch(epoch)
+        found.append(places(DataLoader(batches, batch_size=None, num_workers=n_workers)))
+    return found
+
+
+def test_each_iteration_is_the_next_epoch(layer):
+    batches = activation_batches(layer, BATCH, shuffle=True)
+    expected = orders(layer, range(5))
+    assert len({tuple(order) for order in expected}) == 5
+    assert [places(batches) for _ in range(3)] == expected[:3]
+    batches.set_epoch(1)
+    assert [places(batches), places(batches)] == expected[1:3]
+    next(iter(batches))
+    assert places(batches) == expected[4], "one that was left in the middle counts"
+
+
+@pytest.mark.parametrize(
+    ("kind", "persistent"),
+    [("fork", False), ("fork", True), ("spawn", True), ("stateful", False), ("stateful", True)],
+)
+def test_epochs_of_workers(layer, kind, persistent):
+    """set_epoch reaches workers that live on; without it each epoch follows the last."""
+    batches = activation_batches(layer, BATCH, shuffle=True)
+    loader = (StatefulDataLoader if kind == "stateful" else DataLoader)(
+        batches,
+        batch_size=None,
+        num_workers=2,
+        persistent_workers=persistent,
+        multiprocessing_context="fork" if kind == "stateful" else kind,
+    )
+    expected = loader_orders(layer, range(5), 2)
+    assert len({tuple(order) for order in expected}) == 5
+    assert [places(loader), places(loader)] == expected[:2]
+    batches.set_epoch(4)
+    assert places(loader) == expected[4]
+    batches.set_epoch(2)
+    list(islice(loader, 1))
+    assert places(loader) == expected[3], "one that was left in the middle counts"
+
+
+def test_a_generator_seeded_alike(layer):
+    """Whoever seeds torch before each epoch still has another order in each."""
+    batches = activation_batches(layer, BATCH, shuffle=True)
+    loader = DataLoader(batches, batch_size=None, num_workers=2)
+    found = []
+    for _ in range(3):
+        torch.manual_seed(5)
+        found.append(places(loader))
+    assert found == loader_orders(layer, range(3), 2)
+
+
+def test_workers_that_never_began(monkeypatch):
+    """One worker of an iteration that was left begins late, or never: the next one is one epoch."""
+    info = type("Info", (), {})
+
+    def as_worker(number, seed):
+        worker = info()
+        worker.id, worker.num_workers, worker.seed = number, 2, seed + number
+        monkeypatch.setattr(
+            "llava_amber_activations.batches.epochs.get_worker_info", lambda: worker
+        )
+
+    epochs = Epochs()
+
+    def begin(number, seed, of=None):
+        as_worker(number, seed)
+        # A forked worker: the table is shared, the count of what it has begun is its own.
+        mine = of or pickle.loads(pickle.dumps(epochs))
+        mine._shared = epochs._shared
+        return mine.begin()
+
+    assert begin(0, 10) == 0
+    assert [begin(0, 20), begin(1, 20)] == [1, 1]
+    assert begin(1, 30) == 2
+    epochs.set(7)
+    assert begin(0, 30) == 2, "it began late, after set_epoch: its sibling's epoch is its own"
+    assert [begin(1, 40), begin(0, 40)] == [7, 7]
+    assert [begin(0, 40), begin(1, 40)] == [8, 8], "the seed comes again"
+
+
+def test_any_processes(monkeypatch):
+    """Two persistent workers in random turns agree about every iteration."""
+    epochs = Epochs()
+    workers = []
+    for _ in range(2):
+        worker = pickle.loads(pickle.dumps(epochs))
+        worker._shared = epochs._shared
+        workers.append(worker)
+    info = type("Info", (), {})()
+    monkeypatch.setattr("llava_amber_activations.batches.epochs.get_worker_info", lambda: info)
+    generator = random.Random(0)
+    expected = []
+    for _ in range(200):
+        expected.append(expected[-1] + 1 if expected else 0)
+        if generator.random() < 0.3:
+            expected[-1] = generator.randrange(50)
+            epochs.set(expected[-1])
+        turns = [0, 1]
+        generator.shuffle(turns)
+        for number in turns:
+            info.id, info.num_workers, info.seed = number, 2, 99 + number
+            assert workers[number].begin() == expected[-1]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each))])
+def test_copies(layer, copied):
+    """A copy goes on from where it was made, by itself."""
+    batches = activation_batches(layer, BATCH, shuffle=True)
+    expected = orders(layer, range(3))
+    assert places(batches) == expected[0]
+    other = copied(batches)
+    other.set_epoch(2)
+    assert places(batches) == expected[1]
+    assert places(other) == expected[2]
+    assert places(DataLoader(copied(batches), batch_size=None)) == expected[2]
+
+
+@pytest.mark.parametrize("n_workers", [0, 1, 2])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_drop_last_with_workers(layer, n_workers, shuffle):
+    """Whole batches, as many as one process has, each row once; and resumed all the same."""
+    whole = places(activation_batches(layer, BATCH))
+    assert len(whole) % BATCH
+
+    def loader():
+        batches = activation_batches(layer, BATCH, shuffle=shuffle, drop_last=True)
+        return StatefulDataLoader(batches, batch_size=None, num_workers=n_workers)
+
+    found = [places([batch]) for batch in loader()]
+    assert [len(batch) for batch in found] == [BATCH] * (len(whole) // BATCH)
+    rows = [place for batch in found for place in batch]
+    assert len(set(rows)) == len(rows) and set(rows) <= set(whole)
+    first = loader()
+    iterator = iter(first)
+    head = places(islice(iterator, 3))
+    state = first.state_dict()
+    del iterator
+    second = loader()
+    second.load_state_dict(state)
+    assert head + places(second) == rows
+    assert len(places(second)) == len(rows), "and the next epoch is whole"
+
+
+@pytest.mark.parametrize("n_workers", [0, 2])
+def test_a_data_loader_of_lists_of_one(layer, n_workers):
+    """DataLoader(batches) gives the batches themselves, not [1, B, H]."""
+    batches = activation_batches(layer, BATCH)
+    loader = DataLoader(batches, num_workers=n_workers)
+    expected = next(iter(batches))
+    batch = next(iter(loader))
+    assert isinstance(batch, dict) and batch.keys() == expected.keys()
+    for name in expected:
+        assert torch.equal(batch[name], expected[name])
+    plain = next(iter(DataLoader(batches, batch_size=None)))
+    assert isinstance(plain, dict) and plain["x"].shape == expected["x"].shape
+
+
+def test_a_data_loader_of_several_batches(layer):
+    batches = activation_batches(layer, BATCH)
+    with pytest.raises(ActivationsError, match=r"one batch of 4, .* batch_size=None"):
+        next(iter(DataLoader(batches, batch_size=4)))
+
+
+def test_the_state_of_workers_is_not_known_here(layer):
+    """It would say that no row is done."""
+    batches = activation_batches(layer, BATCH)
+    loader = DataLoader(batches, batch_size=None, num_workers=2)
+    list(islice(loader, 2))
+    with pytest.raises(ActivationsError, match=r"StatefulDataLoader, or use num_workers=0"):
+        batches.state_dict()
+    list(islice(batches, 2))
+    assert batches.state_dict()["rows_done"] == 2 * BATCH, "now it was this process"
+
+
+def state_after(batches, n):
+    list(islice(batches, n))
+    return batches.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"rows_done": -7}, "rows_done is -7, not a number of 0 or more"),
+        ({"rows_done": 10**9}, "1000000000 rows are done .*, and the dataset has"),
+        ({"rows_done": "32"}, "rows_done is '32'"),
+        ({"rows_done": True}, "rows_done is True"),
+        ({"rows_done": None}, "rows_done is None"),
+        ({"rows_done": 2.0}, "rows_done is 2.0"),
+        ({"epoch": -1}, "epoch is -1"),
+        ({"epoch": 2**70}, "epoch is"),
+        ({"seed": 1}, r"another seed \(0, not 1\)"),
+        ({"seed": False}, r"another seed \(0, not False\)"),
+        ({"rank": 1, "world_size": 2}, r"another rank \(0, not 1\), world_size \(1, not 2\)"),
+        ({"n_workers": 2}, "another n_workers"),
+        ({"dataset": "0" * 16}, "another dataset"),
+        ({"surprise": 1}, "another surprise"),
+    ],
+    ids=str,
+)
+def test_states_that_are_none(layer, changes, says):
+    """What was changed in a file, or is of other batches, is not gone on from."""
+    batches = activation_batches(layer, BATCH, shuffle=True)
+    state = state_after(batches, 2)
+    with pytest.raises(ActivationsError, match=says):
+        activation_batches(layer, BATCH, shuffle=True).load_state_dict({**state, **changes})
+
+
+def test_states_without_a_dataset(layer):
+    """The first release's: nothing says of which dataset they are."""
+    batches = activation_batches(layer, BATCH)
+    old = {"seed": 0, "batch_size": BATCH, "worker": 0, "n_workers": 1, "epoch": 0, "rows_done": 16}
+    with pytest.raises(ActivationsError, match="of an older release"):
+        batches.load_state_dict(old)
+    for wrong in (None, [], "state", {}):
+        with pytest.raises(ActivationsError, match="saved state"):
+            batches.load_state_dict(wrong)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"shuffle": False}, {"batch_size": 8}, {"drop_last": True}, {"rank": 0, "world_size": 2}],
+    ids=str,
+)
+def test_states_of_other_batches(layer, other):
+    state = state_after(activation_batches(layer, BATCH, shuffle=True), 2)
+    batches = activation_batches(layer, **{"batch_size": BATCH, "shuffle": True, **other})
+    with pytest.raises(ActivationsError, match=f"another {[*other][-1]}|another rank|, world_size"):
+        batches.load_state_dict(state)
+
+
+def test_states_of_other_layers(folder, prepared, all_dataset, tmp_path):
+    """Another layer, other targets, other shards of the same rows, another way of opening."""
+    state = state_after(activation_batches(open_layer(folder, 4, 1), BATCH), 2)
+    others = {
+        "layer": open_layer(folder, 9, 1),
+        "n_targets": open_layer(folder, 4, 2),
+        "first_target": open_layer(folder, 4, 1, first_target=0),
+        "dataset": open_layer(all_dataset, 4, 1),
+    }
+    for key, stream in others.items():
+        with pytest.raises(ActivationsError, match=f"another {key} "):
+            activation_batches(stream, BATCH).load_state_dict(state)
+    with pytest.raises(ActivationsError, match="another dataset"):
+        activation_batches(prepared, BATCH).load_state_dict(state)
+    state = state_after(activation_batches(prepared, BATCH), 2)
+    other = load_activations(folder, 9, 1, cache_dir=tmp_path)
+    with pytest.raises(ActivationsError, match="another dataset"):
+        activation_batches(other, BATCH).load_state_dict(state)
+    same = load_activations(folder, 4, 1, cache_dir=tmp_path)
+    activation_batches(same, BATCH).load_state_dict(state)
+
+
+def test_a_state_that_workers_would_take(layer):
+    """Loaded here, it is not each of two workers' own: it would skip its rows twice."""
+    batches = activation_batches(layer, BATCH)
+    batches.load_state_dict(state_after(activation_batches(layer, BATCH), 2))
+    loader = DataLoader(batches, batch_size=None, num_workers=2)
+    with pytest.raises(ActivationsError, match="another n_workers"):
+        next(iter(loader))
+
+
+def test_a_loaded_state_decides_its_epoch(layer):
+    """And the epochs after it follow."""
+    expected = orders(layer, range(5))
+    batches = activation_batches(layer, BATCH, shuffle=True)
+    batches.set_epoch(3)
+    state = state_after(batches, 2)
+    other = activation_batches(layer, BATCH, shuffle=True)
+    other.load_state_dict(state)
+    assert other.state_dict() == state
+    other.set_epoch(3)
+    assert places(other) == expected[3][2 * BATCH :]
+    assert places(other) == expected[4]
+
+
+def test_arguments_out_of_range(layer):
+    with pytest.raises(ActivationsError, match="seed must be 0 or more"):
+        activation_batches(layer, BATCH, seed=-1)
+    with pytest.raises(ActivationsError, match="epoch must be 0 or more"):
+        activation_batches(layer, BATCH).set_epoch(-1)

@@ -1,0 +1,70 @@
+"""Reading ahead: in order, a little at first, more at once where reading is waiting."""
+
+import threading
+import time
+
+import pytest
+
+from llava_amber_activations.reading.read_ahead import RowGroup, Shards, read_in_order
+
+
+class _OnHub(Shards):
+    """Shards whose files need not exist."""
+
+    def __init__(self):
+        super().__init__(["hf://datasets/lab/acts@main/one.parquet"])
+
+    def open(self, url):
+        return url
+
+
+class _Reading:
+    """Reads a row group's number, and counts how many are read at the same time."""
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+        self.now = self.most = self.begun = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, file, number):
+        with self._lock:
+            self.begun += 1
+            self.now += 1
+            self.most = max(self.most, self.now)
+        time.sleep(self.seconds)
+        with self._lock:
+            self.now -= 1
+        return number
+
+
+def _groups(n):
+    return [RowGroup("hf://datasets/lab/acts@main/one.parquet", number, 64) for number in range(n)]
+
+
+def test_waiting_is_done_eight_at_a_time():
+    """Results stay in order whatever ends first."""
+    reading = _Reading(0.05)
+    assert list(read_in_order(_OnHub(), _groups(40), reading)) == list(range(40))
+    assert reading.most == 8
+
+
+def test_the_first_row_group_is_not_kept_waiting():
+    reading = _Reading(0.05)
+    found = read_in_order(_OnHub(), _groups(40), reading)
+    assert next(found) == 0
+    assert reading.begun == 2
+    found.close()
+    time.sleep(0.2)
+    assert reading.begun <= 4
+
+
+def test_what_goes_wrong_is_raised_in_its_turn():
+    def read(file, number):
+        if number == 3:
+            raise ZeroDivisionError
+        return number
+
+    found = read_in_order(_OnHub(), _groups(9), read)
+    assert [next(found) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(ZeroDivisionError):
+        next(found)

@@ -1,0 +1,206 @@
+"""Rows gathered out of Arrow's buffers, against Arrow's own `take`."""
+
+import pickle
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llava_amber_activations import ActivationsError
+from llava_amber_activations.formats.arrow_vectors import targets_to_arrow, vectors_to_arrow
+from llava_amber_activations.formats.schema import default_schema
+from llava_amber_activations.vectors.gather import (
+    BatchGather,
+    RowGather,
+    RowPlaces,
+    VectorPlaces,
+    join_places,
+    places_in_table,
+    spans_of,
+)
+from llava_amber_activations.vectors.recycled import RecycledMemory
+
+
+def layer_table(rows, n, width=6, dtype="float16", seed=0):
+    """A layer's table, its values all different."""
+    generator = np.random.default_rng(seed)
+    schema = default_schema(width, dtype, 4)
+    columns = []
+    for field in schema:
+        if field.name == "x":
+            columns.append(vectors_to_arrow(generator.standard_normal((rows, width)).astype(dtype)))
+        elif field.name == "targets":
+            drawn = generator.standard_normal((rows, n, width)).astype(dtype)
+            columns.append(targets_to_arrow(drawn))
+        elif field.type == pa.string():
+            columns.append(pa.array([f"{seed}-{row}" for row in range(rows)]))
+        else:
+            columns.append(pa.array(generator.integers(0, 999, rows), pa.int32()))
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def taken(table, rows):
+    """The same rows by Arrow and Python lists."""
+    found = table.take(list(rows)).to_pydict()
+    return {name: np.array(found[name]) for name in found if name not in ("image", "kind")}
+
+
+def check(batch, expected):
+    assert batch.keys() == expected.keys()
+    for name, tensor in batch.items():
+        assert np.array_equal(tensor.numpy(), expected[name].astype(tensor.numpy().dtype))
+
+
+@given(
+    st.lists(st.integers(1, 5), min_size=1, max_size=4),
+    st.integers(1, 3),
+    st.sampled_from(["float16", "float32"]),
+    st.booleans(),
+    st.data(),
+)
+def test_any_rows_of_any_chunks(sizes, n, dtype, in_parallel, data):
+    """Chunked columns, sliced anywhere: any rows, in any order, also twice."""
+    parts = [layer_table(size, n, dtype=dtype, seed=seed) for seed, size in enumerate(sizes)]
+    table = pa.concat_tables(parts)
+    start = data.draw(st.integers(0, len(table) - 1))
+    table = table.slice(start, data.draw(st.integers(1, len(table) - start)))
+    rows = data.draw(st.lists(st.integers(0, len(table) - 1), min_size=1, max_size=12))
+    gather = RowGather(places_in_table(table), RecycledMemory(), in_parallel=in_parallel)
+    batch = gather.rows(np.array(rows))
+    assert batch["targets"].shape == (len(rows), n, 6) and batch["x"].dtype == getattr(torch, dtype)
+    check(batch, taken(table, rows))
+
+
+def test_joined_places():
+    """Rows of several tables as if they were one, and nothing is copied for it."""
+    tables = [layer_table(3, 2, seed=1), layer_table(4, 2, seed=2)]
+    places = join_places([places_in_table(table) for table in tables])
+    assert len(places) == 7
+    batch = RowGather(places, RecycledMemory(), in_parallel=True).rows(np.array([6, 0, 3]))
+    check(batch, taken(pa.concat_tables(tables), [6, 0, 3]))
+
+
+def test_an_empty_table():
+    places = places_in_table(layer_table(0, 2))
+    assert len(places) == 0
+    batch = RowGather(places, RecycledMemory(), in_parallel=True).rows(np.empty(0, np.int64))
+    assert batch["x"].shape == (0, 6) and len(batch["sample"]) == 0
+
+
+def test_batches_that_are_kept_stay_as_they_are():
+    """Memory is used again only when nothing refers to it, a view or numpy's array included."""
+    table = layer_table(40, 2)
+    gather = RowGather(places_in_table(table), RecycledMemory(), in_parallel=True)
+    kept = [gather.rows(np.arange(n, n + 4)) for n in range(8)]
+    views = [gather.rows(np.arange(n, n + 4))["x"][1:, :3] for n in range(8, 16)]
+    arrays = [gather.rows(np.arange(n, n + 4))["targets"].numpy() for n in range(16, 24)]
+    for n in range(24, 36):
+        gather.rows(np.arange(n, n + 4))
+    for n, batch in enumerate(kept):
+        check(batch, taken(table, list(range(n, n + 4))))
+    for n, view in enumerate(views, start=8):
+        assert np.array_equal(view.numpy(), taken(table, range(n + 1, n + 4))["x"][:, :3])
+    for n, array in enumerate(arrays, start=16):
+        assert np.array_equal(array, taken(table, range(n, n + 4))["targets"])
+
+
+def test_memory_is_used_again():
+    gather = RowGather(places_in_table(layer_table(40, 2)), RecycledMemory(), in_parallel=True)
+    addresses = {gather.rows(np.arange(n, n + 4))["x"].data_ptr() for n in range(30)}
+    assert len(addresses) == 1
+
+
+def test_batches_are_the_callers_own():
+    """Writing to one changes neither the data nor the next batch."""
+    table = layer_table(4, 1)
+    gather = RowGather(places_in_table(table), RecycledMemory(), in_parallel=True)
+    gather.rows(np.arange(4))["x"].zero_()
+    check(gather.rows(np.arange(4)), taken(table, range(4)))
+
+
+def test_rows_that_differ_in_their_targets():
+    parts = [layer_table(2, 1), layer_table(2, 2)]
+    with pytest.raises(ActivationsError, match="differ in their number of targets"):
+        places_in_table(pa.concat_tables(parts))
+
+
+@pytest.mark.parametrize("value", [None, [None, 1.0]])
+def test_missing_values(value):
+    column = pa.array([[0.0, 1.0], value], pa.list_(pa.float32(), 2))
+    with pytest.raises(ActivationsError, match="is missing"):
+        places_in_table(pa.table({"x": column}))
+
+
+def test_addresses_do_not_travel():
+    """To another process they would be somebody else's memory."""
+    with pytest.raises(TypeError, match="another process"):
+        pickle.dumps(places_in_table(layer_table(2, 1)))
+
+
+def shifted(array, by):
+    """The same array of vectors, its numbers `by` bytes past a multiple of eight."""
+    numbers = array.values
+    content = numbers.buffers()[1].to_pybytes()[: len(numbers) * numbers.type.bit_width // 8]
+    room = bytearray(len(content) + 16)
+    begin = -np.frombuffer(room, np.uint8).__array_interface__["data"][0] % 8 + by
+    room[begin : begin + len(content)] = content
+    buffer = pa.py_buffer(room)[begin : begin + len(content)]
+    moved = pa.Array.from_buffers(numbers.type, len(numbers), [None, buffer])
+    return pa.FixedSizeListArray.from_arrays(moved, type=array.type)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("by", [0, 1, 2, 3])
+def test_buffers_that_do_not_begin_at_an_element(dtype, by):
+    """As those of a mapped file may: one chunk is aligned, the other is not."""
+    vectors = np.arange(24).reshape(4, 6).astype(dtype)
+    whole = vectors_to_arrow(vectors)
+    table = pa.table({"x": pa.chunked_array([whole, shifted(whole, by)])})
+    places = places_in_table(table)
+    batch = RowGather(places, RecycledMemory(), in_parallel=True).rows(np.arange(8))
+    assert np.array_equal(batch["x"].numpy(), np.concatenate([vectors, vectors]))
+
+
+@pytest.mark.parametrize("other", [{"width": 4}, {"dtype": "float32"}, {"n": 3}], ids=str)
+def test_rows_of_other_vectors_are_no_batch(other):
+    """Otherwise the second table's vectors would be read past their ends."""
+    tables = layer_table(3, 2), layer_table(3, **{"n": 2, **other})
+    parts = [(places_in_table(table), np.arange(3)) for table in tables]
+    with pytest.raises(ActivationsError, match=r"differ in their columns.*build or download"):
+        BatchGather(in_parallel=True).batch(parts)
+
+
+@pytest.mark.parametrize("by", [-2, 1, 12, 10**6])
+def test_what_is_no_vector_is_not_copied(by):
+    """One address before, between elements of, at the end of, and far from the known memory."""
+    vectors = np.arange(12, dtype=np.float16).reshape(2, 6)
+    first = vectors.__array_interface__["data"][0]
+    addresses = np.array([[first], [first + 12 + by]]) if by > 0 else np.array([[first + by]])
+    places = VectorPlaces(addresses, (6,), vectors.dtype)
+    rows = RowPlaces({}, {"x": places}, vectors, spans_of([vectors]))
+    with pytest.raises(ActivationsError, match="do not lie where"):
+        RowGather(rows, RecycledMemory(), in_parallel=True)
+
+
+def test_an_empty_part_of_a_batch():
+    """A row group of no rows says nothing of how many targets there are."""
+    tables = layer_table(0, 2), layer_table(3, 2)
+    batch = BatchGather(in_parallel=True).batch(
+        [(places_in_table(table), np.arange(len(table))) for table in tables]
+    )
+    check(batch, taken(tables[1], [0, 1, 2]))
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int8", "int64"])
+def test_numbers_keep_their_sign(kind):
+    """A stranger's column of unsigned numbers is not read as if they had a sign."""
+    numbers = np.array([0, 100, np.iinfo(kind).max]).astype(kind)
+    places = places_in_table(pa.table({"n": pa.array(numbers)}))
+    assert np.array_equal(places.integers["n"], numbers)
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(numbers), 3)
+    places = places_in_table(pa.table({"pixels": lists}))
+    batch = RowGather(places, RecycledMemory(), in_parallel=True).rows(np.array([0]))
+    assert batch["pixels"].tolist() == [numbers.tolist()]
