@@ -1,4 +1,4 @@
-"""Running a command line: spellings of options, errors on one line, exit statuses."""
+"""Making and running a command line: spellings, errors on one line, exit statuses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ def new_app(help_text: str | None = None) -> typer.Typer:
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"]},
+        context_settings={
+            "help_option_names": ["-h", "--help"],
+            "token_normalize_func": _hyphenated,
+        },
     )
 
 
@@ -29,20 +32,9 @@ def single_command(function: Callable[..., None]) -> typer.Typer:
     return app
 
 
-def hyphenated(arguments: list[str]) -> list[str]:
-    """Rewrite `--image_dir` as `--image-dir`: scripts of the original project use underscores.
-
-    Only the names of long options change, not their values, and nothing after a bare `--`.
-    """
-    rewritten: list[str] = []
-    for number, argument in enumerate(arguments):
-        if argument == "--":
-            return rewritten + arguments[number:]
-        name, equals, value = argument.partition("=")
-        if name.startswith("--"):
-            name = name.replace("_", "-")
-        rewritten.append(name + equals + value)
-    return rewritten
+def _hyphenated(name: str) -> str:
+    """Read `--image_dir` as `--image-dir`: scripts of the original project use underscores."""
+    return name.replace("_", "-")
 
 
 def run_app(app: typer.Typer) -> None:
@@ -52,7 +44,7 @@ def run_app(app: typer.Typer) -> None:
     LLAVA_AMBER_TRACEBACK=1 to see where in the code an error came from.
     """
     try:
-        app(hyphenated(sys.argv[1:]))
+        app()
     except (ActivationsError, OSError) as error:
         if os.environ.get("LLAVA_AMBER_TRACEBACK"):
             raise

@@ -22,7 +22,7 @@ from pathlib import Path
 IMPORTS = (
     "accelerate",
     "builder.build",
-    "builder.pt.conversion",
+    "builder.conversion",
     "builder.export",
     "builder.folder.figures",
     "builder.import_pt",

@@ -18,8 +18,8 @@ from transformers import (
 )
 from transformers.utils import generic
 
-from capture.passes import prefix
 from capture.model.load import load_model
+from capture.passes import prefix
 from capture.passes.inputs import all_token_ids
 from capture.passes.prefix import prefix_problem
 from capture.passes.preparation import plan_batches

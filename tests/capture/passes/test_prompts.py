@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from capture.passes import preparation
 from capture.model.load import CaptureModel, load_model
+from capture.passes import preparation
 from capture.passes.inputs import all_token_ids, token_ids
 from capture.passes.prompts import make_prompts
 from capture.samples.queries import Query

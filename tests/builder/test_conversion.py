@@ -2,8 +2,8 @@
 
 import json
 
+from builder.conversion import dataset_to_push
 from builder.export import export
-from builder.pt.conversion import dataset_to_push
 
 
 def test_a_note_that_a_kill_left_unfinished_is_finished(last_dataset, tmp_path):

@@ -1,4 +1,4 @@
-"""The options of `llava-amber capture`, which are those of `python -m capture`."""
+"""The commands that run a model; `capture` is what `python -m capture` runs, too."""
 
 from __future__ import annotations
 
@@ -12,6 +12,13 @@ from llava_amber_activations.extras import need_extras
 from llava_amber_activations.formats.dtypes import DType
 from llava_amber_activations.formats.layers import DEFAULT_N_TARGETS
 from llava_amber_activations.formats.recipe import Pool, Positions, XSite
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add this package's commands to the command line."""
+    app.command("capture")(capture_command)
+    app.command("recapture")(recapture_command)
+    app.command("demo-input", hidden=True)(demo_input)
 
 
 def capture_command(
@@ -166,6 +173,47 @@ def capture_command(
         f"{output_dir}: {len(result.records)} samples{note}, {n_rows} rows; {made}. "
         f"Next: llava-amber build {output_dir} DATASET"
     )
+
+
+def recapture_command(
+    store: Annotated[Path, typer.Argument(help="Finished capture store.")],
+    model: Annotated[str, typer.Option(help="Model: an id on the Hub, or a folder.")],
+    image_dir: Annotated[Path, typer.Option(help="Folder that holds the samples' pictures.")],
+    samples: Annotated[int, typer.Option(min=1, help="How many, drawn at random.")] = 3,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draw.")] = 0,
+) -> None:
+    """Capture some samples of a store again, and compare every vector."""
+    need_extras("recapture", "capture")
+    from accelerate import PartialState
+
+    from capture.recapture import recapture
+
+    again = recapture(
+        store,
+        model=model,
+        image_dir=image_dir,
+        n_samples=samples,
+        seed=seed,
+        device=PartialState().device,
+    )
+    typer.echo(
+        f"{store}: samples {', '.join(map(str, again.samples))} captured again; the largest "
+        f"relative error is {again.largest_error:.1e}, {again.tolerance:.0e} is allowed"
+    )
+
+
+def demo_input(
+    folder: Annotated[Path, typer.Argument(help="Folder for the model, pictures and queries.")],
+) -> None:
+    """Make a tiny random LLaVA, a few pictures and a query file, to try things on."""
+    need_extras("demo-input", "capture")
+    from capture.model.tiny_model import make_tiny_llava
+    from capture.samples.drawn import draw_benchmark
+
+    model = make_tiny_llava(folder / "model")
+    n_pictures, n_queries = draw_benchmark(folder)
+    typer.echo(f"{model}: a random LLaVA of 32 layers, 64 wide")
+    typer.echo(f"{folder}: {n_pictures} pictures in images, {n_queries} queries in queries.json")
 
 
 def _batch_size(text: str) -> int | None:

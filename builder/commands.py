@@ -1,0 +1,242 @@
+"""The commands that make, check, describe and publish dataset folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from llava_amber_activations.extras import need_extras
+
+MaxShardSize = Annotated[str, typer.Option(help="Most bytes of a Parquet file, uncompressed.")]
+NumProc = Annotated[
+    int,
+    typer.Option(min=1, help="Shards written at once: up to 4 by threads, more by processes."),
+]
+NTargets = Annotated[
+    int | None, typer.Option(min=1, help="Targets of a layer. [default: as captured]")
+]
+Revision = Annotated[
+    str | None, typer.Option(help="Branch, tag or commit of the dataset on the Hub.")
+]
+Source = Annotated[str, typer.Argument(help="Dataset folder, or a dataset's id on the Hub.")]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add this package's commands to the command line."""
+    for name, function in (
+        ("build", build),
+        ("verify", verify),
+        ("info", info),
+        ("push", push),
+        ("export", export),
+        ("import", import_),
+    ):
+        app.command(name)(function)
+
+
+def build(
+    store: Annotated[Path, typer.Argument(help="Finished capture store.")],
+    dataset: Annotated[Path, typer.Argument(help="New dataset folder.")],
+    n_targets: NTargets = None,
+    configs: Annotated[
+        str, typer.Option(help="default (with L0 …), all_layers, or both.")
+    ] = "default,all_layers",
+    max_shard_size: MaxShardSize = "500MB",
+    num_proc: NumProc = 1,
+) -> None:
+    """Build a dataset folder, which load_dataset opens, from a capture store."""
+    from builder.build import build as build_folder
+
+    was_there = (dataset / "manifest.json").is_file()
+    manifest = build_folder(
+        store,
+        dataset,
+        n_targets=n_targets,
+        configs=[name.strip() for name in configs.split(",")],
+        max_shard_size=max_shard_size,
+        num_proc=num_proc,
+    )
+    config = next(iter(manifest.splits("default")), manifest.configs[-1])
+    already = "built already from this store with these options, " if was_there else ""
+    typer.echo(
+        f"{dataset}: {already}{len(manifest.files)} files, {manifest.n_rows} rows in "
+        f"{', '.join(manifest.configs)}. Next: load_dataset('{dataset}', '{config}')"
+    )
+
+
+def export(
+    source: Source,
+    out: Annotated[Path, typer.Argument(help="Folder for the .pt files.")],
+    format_: Annotated[
+        Literal["layers", "samples"],
+        typer.Option("--format", help="L0/batch_0_x.pt and batch_0_y.pt, or sample_0000.pt."),
+    ],
+    layers: Annotated[
+        str | None, typer.Option(help="Such as 0-30 or 0,5,10-12. [default: all]")
+    ] = None,
+    n_targets: NTargets = None,
+    first_target: Annotated[
+        int, typer.Option(min=0, max=1, help="Targets start at the next layer (1) or at L (0).")
+    ] = 1,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Most samples of a batch file; all of equal length.")
+    ] = 64,
+    pad_targets: Annotated[
+        bool, typer.Option(help="Append zero tensors up to --n-targets.")
+    ] = False,
+    revision: Revision = None,
+) -> None:
+    """Write the .pt files that existing trainers read."""
+    from builder.export import export as export_files
+
+    result = export_files(
+        source,
+        out,
+        layout=format_,
+        layers=layers,
+        n_targets=n_targets,
+        first_target=first_target,
+        batch_size=batch_size,
+        pad_targets=pad_targets,
+        revision=revision,
+    )
+    typer.echo(f"{out}: {result.n_files} files of {result.contents}, {result.n_written} new")
+
+
+def import_(
+    pt_dir: Annotated[Path, typer.Argument(help="Folder of .pt files, of either layout.")],
+    dataset: Annotated[Path, typer.Argument(help="New dataset folder.")],
+    n_layers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Decoder layers of the model. [default: as exported, or as files show]"
+        ),
+    ] = None,
+    first_target: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="The files' targets start at the next layer (1) or at L (0). "
+            "[default: as exported, or 1]",
+        ),
+    ] = None,
+    max_shard_size: MaxShardSize = "500MB",
+    num_proc: NumProc = 1,
+) -> None:
+    """Make a dataset folder of a folder of .pt files."""
+    from builder.import_pt import import_pt
+
+    manifest = import_pt(
+        pt_dir,
+        dataset,
+        n_layers=n_layers,
+        first_target=first_target,
+        max_shard_size=max_shard_size,
+        num_proc=num_proc,
+    )
+    typer.echo(
+        f"{dataset}: {len(manifest.files)} files, {manifest.n_rows} rows in "
+        f"{', '.join(manifest.configs)}"
+    )
+    for warning in manifest.warnings:
+        typer.echo(f"note: {warning}")
+
+
+def push(
+    repo_id: Annotated[
+        str, typer.Option(help="OWNER/NAME on the Hub; made where it does not exist.")
+    ],
+    dataset: Annotated[
+        Path | None, typer.Argument(help="Dataset folder, or a folder of .pt files.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repo private.")] = False,
+    token: Annotated[
+        str | None, typer.Option(help="Access token; better `hf auth login`, or HF_TOKEN.")
+    ] = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite", help="Push to a repo that is not a dataset of this project, too."
+        ),
+    ] = False,
+    activations_dir: Annotated[
+        Path | None, typer.Option(help="DATASET, as the original upload script spells it.")
+    ] = None,
+) -> None:
+    """Verify a dataset folder and upload it to the Hub, with its card and its format's tag."""
+    from builder.conversion import dataset_to_push
+    from builder.push import push as push_folder
+
+    if (dataset is None) == (activations_dir is None):
+        raise typer.BadParameter("give the dataset folder once: DATASET or --activations-dir")
+    folder = dataset or activations_dir
+    assert folder is not None
+    if token is not None:
+        typer.echo(
+            "warning: other users and your shell's history can see a token on the command line; "
+            "`hf auth login` or HF_TOKEN keeps it to yourself",
+            err=True,
+        )
+    to_push, converted = dataset_to_push(folder)
+    if converted:
+        typer.echo(f"{folder} holds .pt files: pushing {to_push}, which they were converted to")
+    pushed = push_folder(
+        to_push,
+        repo_id,
+        private=private or None,
+        token=token,
+        overwrite=overwrite,
+        announce=typer.echo,
+    )
+    typer.echo(f"{pushed.url} (tag {pushed.tag}, commit {pushed.commit[:8]})")
+
+
+def verify(
+    context: typer.Context,
+    path: Annotated[Path, typer.Argument(help="Capture store or dataset folder.")],
+    recapture: Annotated[
+        int,
+        typer.Option(min=0, help="Then run `recapture` on so many random samples of a store."),
+    ] = 0,
+    model: Annotated[str | None, typer.Option(help="With --recapture: the model.")] = None,
+    image_dir: Annotated[
+        Path | None, typer.Option(help="With --recapture: folder of the pictures.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="With --recapture: of the draw.")] = 0,
+) -> None:
+    """Check every checksum, row count and value; exit 1 naming the first thing wrong."""
+    if recapture and (model is None or image_dir is None):
+        raise typer.BadParameter("--recapture needs --model and --image-dir")
+    if recapture:
+        need_extras("--recapture", "capture")
+    from builder.verify import verify as verify_path
+
+    found = verify_path(path)
+    typer.echo(
+        f"{path}: {found.kind}, {found.n_files} files, {found.n_rows} rows. Right: {found.checks}"
+    )
+    if recapture:
+        # Another package's command: known by its name alone.
+        commands: Any = context.find_root().command
+        again = commands.get_command(context, "recapture")
+        context.invoke(
+            again, store=path, model=model, image_dir=image_dir, samples=recapture, seed=seed
+        )
+
+
+def info(
+    source: Annotated[
+        str, typer.Argument(help="Capture store, dataset folder, or a dataset's id on the Hub.")
+    ],
+    revision: Revision = None,
+) -> None:
+    """Say what a store or a dataset is: recipe, layers, rows, bytes, dtypes."""
+    from builder.info import info as describe
+
+    pairs = describe(source, revision)
+    width = max(len(name) for name, _ in pairs)
+    for name, value in pairs:
+        typer.echo(f"{name:<{width}}  {value}")
