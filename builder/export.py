@@ -104,26 +104,30 @@ def export(
             sweep(folder)
         if layout == "samples":
             return _export_samples(opened, out, chosen)
-        views = [WantedLayer(layer, most, first_target) for layer in chosen]
-        return _export_layers(opened, out, views, batch_size, pad_targets)
+        wanted_layers = [WantedLayer(layer, most, first_target) for layer in chosen]
+        return _export_layers(opened, out, wanted_layers, batch_size, pad_targets)
 
 
 def _export_layers(
-    opened: Source, out: Path, views: Sequence[WantedLayer], batch_size: int, pad_targets: bool
+    opened: Source,
+    out: Path,
+    wanted_layers: Sequence[WantedLayer],
+    batch_size: int,
+    pad_targets: bool,
 ) -> ExportResult:
     n_files = n_written = 0
-    plans: dict[tuple[str, ...], list[PlannedBatch]] = {}
+    plans: dict[tuple[str, ...], list[BatchRows]] = {}
     memory = RecycledMemory()
-    for view in tqdm(views, unit=" layers", desc="export"):
-        paths = layer_shards(opened, view)
+    for wanted in tqdm(wanted_layers, unit=" layers", desc="export"):
+        paths = layer_shards(opened, wanted)
         # Layers that come from the same shards have the same samples.
         if tuple(paths) not in plans:
             lengths = _sample_lengths(opened, paths)
-            plans[tuple(paths)] = plan_batches(lengths, batch_size)
+            plans[tuple(paths)] = equal_length_batches(lengths, batch_size)
         batches = plans[tuple(paths)]
-        pad_to = view.n_targets if pad_targets else 0
+        pad_to = wanted.n_targets if pad_targets else 0
         n_files += 2 * len(batches)
-        n_written += _export_layer(opened, paths, batches, out, view, pad_to, memory)
+        n_written += _export_layer(opened, paths, batches, out, wanted, pad_to, memory)
     return ExportResult(n_files, n_written, "x and targets")
 
 
@@ -142,10 +146,10 @@ def _check_targets(layout: Layout, n_targets: int | None, pad: bool, n_layers: i
 def _available_layers(source: Source, layout: Layout, window: LayerWindow) -> tuple[int, ...]:
     manifest = source.manifest
     if layout == "samples" and CLT_FEATURES in manifest.configs:
-        return tuple(int(split[1:]) for split in manifest.splits(CLT_FEATURES))
+        return manifest.layers(CLT_FEATURES)
     if ALL_LAYERS in manifest.configs:
         return tuple(window.sources)
-    layers = tuple(int(split[1:]) for split in manifest.splits(DEFAULT_CONFIG))
+    layers = manifest.layers(DEFAULT_CONFIG)
     if not layers:
         raise ActivationsError(f"{source.name} has no x and targets: export it as --format samples")
     return layers
@@ -154,22 +158,22 @@ def _available_layers(source: Source, layout: Layout, window: LayerWindow) -> tu
 def _export_layer(
     source: Source,
     paths: list[str],
-    batches: Sequence[PlannedBatch],
+    batches: Sequence[BatchRows],
     out: Path,
-    view: WantedLayer,
+    wanted: WantedLayer,
     pad_to: int,
     memory: RecycledMemory,
 ) -> int:
     """Write a layer's missing batch files and return how many they were."""
     names = [
-        (x_path(out, view.layer, number), y_path(out, view.layer, number))
+        (x_path(out, wanted.layer, number), y_path(out, wanted.layer, number))
         for number in range(len(batches))
     ]
     missing = [
         number for number, (x, y) in enumerate(names) if not (is_whole_pt(x) and is_whole_pt(y))
     ]
     rows = [batches[number].rows for number in missing]
-    ranges = layer_ranges(source, paths, view, rows, memory)
+    ranges = layer_ranges(source, paths, wanted, rows, memory)
 
     def save(number: int, vectors: list[Vectors]) -> None:
         batch = batches[number]
@@ -192,22 +196,22 @@ def _export_layer(
 
 
 @dataclass(frozen=True)
-class PlannedBatch:
+class BatchRows:
     """One batch file: its rows in the dataset, and how many samples of equal length they are."""
 
     rows: range
     n_samples: int
 
 
-def plan_batches(lengths: Sequence[int], batch_size: int) -> list[PlannedBatch]:
+def equal_length_batches(lengths: Sequence[int], batch_size: int) -> list[BatchRows]:
     """Group consecutive samples of equal length, `batch_size` at most; nothing is padded."""
-    batches: list[PlannedBatch] = []
+    batches: list[BatchRows] = []
     row = 0
     for length, group in groupby(lengths):
         left = len(list(group))
         while left:
             n_samples = min(left, batch_size)
-            batches.append(PlannedBatch(range(row, row + n_samples * length), n_samples))
+            batches.append(BatchRows(range(row, row + n_samples * length), n_samples))
             row += n_samples * length
             left -= n_samples
     return batches

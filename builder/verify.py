@@ -29,9 +29,10 @@ from llava_amber_activations.formats.dataset_folder import (
     CONFIG_DIRS,
     DEFAULT_CONFIG,
     MANIFEST_FILE,
+    REMEDY,
     STATISTICS_FILE,
 )
-from llava_amber_activations.formats.layers import LayerWindow
+from llava_amber_activations.formats.layers import LayerWindow, split_name
 from llava_amber_activations.reading.layer_rows import split_tables, tables_of_layer
 from llava_amber_activations.reading.wanted_layer import WantedLayer
 from llava_amber_activations.sources.source import Source, open_source
@@ -119,8 +120,8 @@ def _verify_folder(folder: Path) -> Verified:
     checks = ["checksums", "row counts", "finite values"]
     manifest = source.manifest
     if DEFAULT_CONFIG in manifest.configs:
-        for split in tqdm(manifest.splits(DEFAULT_CONFIG), unit=" splits", desc="verify"):
-            _check_split(source, split)
+        for layer in tqdm(manifest.layers(DEFAULT_CONFIG), unit=" splits", desc="verify"):
+            _check_split(source, layer)
         if ALL_LAYERS in manifest.configs:
             checks.append(f"{DEFAULT_CONFIG} equals {ALL_LAYERS}")
     for config in (ALL_LAYERS, CLT_FEATURES):
@@ -135,13 +136,13 @@ def _check_files(source: Source, folder: Path) -> None:
     for path, entry in tqdm(manifest.files.items(), unit=" files", desc="checksums"):
         file = folder / path
         if not file.is_file():
-            raise ActivationsError(f"{file} is missing: build or download the dataset again")
+            raise ActivationsError(f"{file} is missing: {REMEDY}")
         with read_errors(file):
             is_right = file.stat().st_size == entry.bytes and sha256_of(file) == entry.sha256
         if not is_right:
             raise ActivationsError(
                 f"{file} is not as it was written (its SHA-256 is not the one in {MANIFEST_FILE}): "
-                "build or download the dataset again"
+                f"{REMEDY}"
             )
         if entry.rows is not None:
             with source.open_parquet(path) as parquet:
@@ -189,14 +190,14 @@ def _check_samples(source: Source, config: str) -> None:
         elif not np.array_equal(first[1], samples):
             raise ActivationsError(
                 f"the splits {first[0]} and {split} of {config} in {source.name} differ in their "
-                "samples: build or download the dataset again"
+                f"samples: {REMEDY}"
             )
 
 
-def _check_split(source: Source, split: str) -> None:
+def _check_split(source: Source, layer: int) -> None:
     """Check that a layer's own split is finite, and equal to `all_layers` where that is there."""
     manifest = source.manifest
-    layer = int(split[1:])
+    split = split_name(layer)
     own = split_tables(source, manifest.shards(DEFAULT_CONFIG, split))
     shards = manifest.shards(ALL_LAYERS, ALL_LAYERS_SPLIT)
     if not shards:
@@ -207,20 +208,20 @@ def _check_split(source: Source, split: str) -> None:
             if found != n_targets:
                 raise ActivationsError(
                     f"split {split} in {source.name} has {found} targets, and by {MANIFEST_FILE} "
-                    f"{n_targets}: build or download the dataset again"
+                    f"{n_targets}: {REMEDY}"
                 )
         return
-    view = WantedLayer(layer, manifest.n_targets)
+    wanted = WantedLayer(layer, manifest.n_targets)
     row = 0
-    for mine, theirs in _aligned(own, tables_of_layer(source, shards, view)):
+    for mine, theirs in _aligned(own, tables_of_layer(source, shards, wanted)):
         _check_finite(mine, split)
         where = f"rows {row} to {row + len(mine) - 1} of split {split} in {source.name}"
         if not mine.select(LEADING).equals(theirs.select(LEADING)):
             raise ActivationsError(
                 f"{where} are of other samples or positions than in {ALL_LAYERS}"
             )
-        for column, wanted_layer in ((X, arrow_to_vectors), (TARGETS, arrow_to_targets)):
-            if not _same_bits(wanted_layer(mine[column]), wanted_layer(theirs[column])):
+        for column, vectors_of in ((X, arrow_to_vectors), (TARGETS, arrow_to_targets)):
+            if not _same_bits(vectors_of(mine[column]), vectors_of(theirs[column])):
                 raise ActivationsError(
                     f"{column} of {where} differs from the vectors in {ALL_LAYERS}"
                 )

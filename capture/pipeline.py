@@ -73,7 +73,7 @@ def make_chunks(
         while remaining:
             counted = 0
             try:
-                for number, batches in _captured(
+                for number, batches in _run_chunks(
                     remaining, source, prompts, model, taps, settings, encoders, size, share
                 ):
                     held: list[CapturedBatch] = []
@@ -98,7 +98,7 @@ def make_chunks(
                     torch.cuda.empty_cache()
 
 
-def _captured(
+def _run_chunks(
     todo: Mapping[int, Sequence[Query]],
     source: PictureSource,
     prompts: Prompts,

@@ -24,7 +24,7 @@ from llava_amber_activations.formats.dataset_folder import (
     RMS_FIGURE,
     Manifest,
 )
-from llava_amber_activations.formats.layers import LayerWindow, split_name
+from llava_amber_activations.formats.layers import LayerWindow, split_layer, split_name
 from llava_amber_activations.formats.schema import features_of
 
 # A folder that has not been pushed has no name on the Hub yet.
@@ -96,6 +96,7 @@ def card_text(folder: Path, manifest: Manifest, repo_id: str) -> str:
         all_layers=manifest.splits(ALL_LAYERS),
         clt_features=list(manifest.splits(CLT_FEATURES)),
         example=example,
+        example_layer=split_layer(example),
         example_targets=min(4, counts.get(example, 1)),
         first_count=counts.get("L0", 0),
         last_count=counts.get(split_name(recipe.n_layers - 2), 0),

@@ -10,6 +10,7 @@ from llava_amber_activations.formats.dataset_folder import (
     ALL_LAYERS,
     CLT_FEATURES,
     MANIFEST_FILE,
+    REMEDY,
     Manifest,
 )
 from llava_amber_activations.formats.schema import (
@@ -20,8 +21,6 @@ from llava_amber_activations.formats.schema import (
 )
 from llava_amber_activations.sources.source import Source
 from llava_amber_activations.store.layout import vector_names
-
-_AGAIN = "build or download the dataset again"
 
 
 def check_shards(source: Source) -> None:
@@ -42,24 +41,24 @@ def check_shards(source: Source) -> None:
             if n_layers != manifest.recipe.n_layers:
                 raise ActivationsError(
                     f"{where} is of a model of {n_layers} layers, and the recipe in "
-                    f"{MANIFEST_FILE} of {manifest.recipe.n_layers}: {_AGAIN}"
+                    f"{MANIFEST_FILE} of {manifest.recipe.n_layers}: {REMEDY}"
                 )
             _check_columns(schema, config, manifest, where)
             columns = schema.remove_metadata()
             first = first or (path, columns)
             if not columns.equals(first[1]):
-                raise ActivationsError(f"{where} has other columns than {first[0]}: {_AGAIN}")
+                raise ActivationsError(f"{where} has other columns than {first[0]}: {REMEDY}")
 
 
 def _check_columns(schema: pa.Schema, config: str, manifest: Manifest, where: str) -> None:
     for column in _expected(schema, config, manifest):
         index = schema.get_field_index(column.name)
         if index < 0:
-            raise ActivationsError(f"{where} has no column {column.name}: {_AGAIN}")
+            raise ActivationsError(f"{where} has no column {column.name}: {REMEDY}")
         if not schema.field(index).type.equals(column.type):
             raise ActivationsError(
                 f"{column.name} of {where} is {schema.field(index).type}, and by {MANIFEST_FILE} "
-                f"it is {column.type}: {_AGAIN}"
+                f"it is {column.type}: {REMEDY}"
             )
 
 

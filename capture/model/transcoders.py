@@ -21,7 +21,6 @@ from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files.checksums import files_sha256
 from llava_amber_activations.parsing.safe_pt import floats_of, load_pt
 
-POOLS = ("max", "mean", "last")
 _FILE = re.compile(r"transcoder_L([0-9]+)\.pt")
 _KEYS = ("enc.0.weight", "enc.0.bias", "enc.1.weight", "enc.1.bias")
 

@@ -41,7 +41,7 @@ class PositionChoice:
 
 
 @dataclass(frozen=True)
-class Rows:
+class ChosenRows:
     """The rows of one batch, sample after sample, positions ascending.
 
     Attributes:
@@ -61,7 +61,7 @@ def select_rows(
     choice: PositionChoice,
     image_token_id: int,
     prompt_lengths: Sequence[int] | None = None,
-) -> Rows:
+) -> ChosenRows:
     """Choose the rows of a batch that is padded on the right; padding is never chosen.
 
     Args:
@@ -92,7 +92,7 @@ def select_rows(
         PATCH_ROW: patch_row[element, position],
         PATCH_COL: patch_col[element, position],
     }
-    return Rows(
+    return ChosenRows(
         flat=element * ids.shape[1] + position,
         element=element,
         columns={name: column.to(torch.int32) for name, column in columns.items()},

@@ -21,7 +21,7 @@ from capture.model.load import CaptureModel
 from capture.model.taps import Taps
 from capture.model.tolerance import relative_errors, root_mean_square, tolerance
 from capture.passes.inputs import make_inputs, token_ids
-from capture.passes.positions import PositionChoice, Rows, select_rows
+from capture.passes.positions import ChosenRows, PositionChoice, select_rows
 from capture.samples.pictures import Picture
 from capture.samples.queries import Query
 from llava_amber_activations.formats.columns import POSITION
@@ -139,7 +139,7 @@ def _tail(ids: list[int], image_token_id: int) -> list[int]:
 @torch.inference_mode()
 def run_prefixed(
     inputs: PrefixedInputs, model: CaptureModel, taps: Taps, choice: PositionChoice
-) -> tuple[torch.Tensor, Rows]:
+) -> tuple[torch.Tensor, ChosenRows]:
     """Run prefixes, and then queries on them.
 
     Returns:

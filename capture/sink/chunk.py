@@ -12,7 +12,7 @@ from capture.model.taps import Taps
 from capture.model.transcoders import Encoder, pool
 from capture.passes.generation import append_responses, generate_responses
 from capture.passes.host_copy import HostCopy
-from capture.passes.positions import PositionChoice, Rows, select_rows
+from capture.passes.positions import ChosenRows, PositionChoice, select_rows
 from capture.passes.prefix import run_prefixed
 from capture.passes.preparation import PreparedBatch
 from capture.samples.queries import Query
@@ -69,7 +69,7 @@ def run_batch(
             gathered, rows = run_prefixed(part, model, taps, choice)
             parts.append((gathered, replace(rows, element=rows.element + start)))
             start += len(part.queries)
-        return _captured(prepared, parts, model, settings, encoders)
+        return _on_its_way(prepared, parts, model, settings, encoders)
     if inputs is None:
         return CapturedBatch(prepared)
     samples = [query.sample for query in prepared.queries]
@@ -89,12 +89,12 @@ def run_batch(
     rows = select_rows(inputs, samples, choice, model.image_token_id, lengths)
     with taps.aimed(rows.flat, model.device) as gathered:
         model.body(**model.on_device(inputs), use_cache=False)
-    return _captured(prepared, [(gathered, rows)], model, settings, encoders, responses)
+    return _on_its_way(prepared, [(gathered, rows)], model, settings, encoders, responses)
 
 
-def _captured(
+def _on_its_way(
     prepared: PreparedBatch,
-    parts: Sequence[tuple[torch.Tensor, Rows]],
+    parts: Sequence[tuple[torch.Tensor, ChosenRows]],
     model: CaptureModel,
     settings: CaptureSettings,
     encoders: Mapping[int, Encoder],

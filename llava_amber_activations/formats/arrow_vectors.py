@@ -14,8 +14,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from llava_amber_activations.errors import ActivationsError
+from llava_amber_activations.formats.dtypes import DATASET_DTYPES
 
-FLOAT_TYPES = {"float16": pa.float16(), "float32": pa.float32()}
+FLOAT_TYPES = {name: pa.type_for_alias(name) for name in DATASET_DTYPES}
 FLOAT_NAMES = {kind: name for name, kind in FLOAT_TYPES.items()}
 
 _ELEMENT = "element"

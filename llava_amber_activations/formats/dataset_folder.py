@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from llava_amber_activations.errors import ActivationsError
+from llava_amber_activations.formats.dtypes import DATASET_DTYPES
+from llava_amber_activations.formats.layers import split_layer
 from llava_amber_activations.formats.recipe import MOST_LAYERS, Recipe
 from llava_amber_activations.formats.version import FORMAT_VERSION, check_format_version, has_seals
 from llava_amber_activations.parsing.checked_values import (
@@ -43,7 +45,8 @@ ALL_LAYERS_SPLIT = "train"
 
 CONFIG_DIRS = {DEFAULT_CONFIG: "data", ALL_LAYERS: "all_layers", CLT_FEATURES: "clt_features"}
 
-VECTOR_DTYPES = ("float16", "float32")
+# What to do about a file of a dataset that is missing or damaged.
+REMEDY = "build or download the dataset again"
 
 _SHARD = re.compile(
     r"(?P<dir>\w+)/(?P<split>L(?P<layer>0|[1-9]\d{0,4})|train)"
@@ -110,7 +113,7 @@ class Manifest:
 
     def __post_init__(self) -> None:
         check_format_version(self.format_version, "the manifest")
-        check_choice("dtype", self.dtype, VECTOR_DTYPES)
+        check_choice("dtype", self.dtype, DATASET_DTYPES)
         check_number("n_targets", self.n_targets, 1, MOST_LAYERS)
         check_number("n_rows", self.n_rows, 0, INT64_MAX)
         for path, entry in self.files.items():
@@ -159,7 +162,7 @@ class Manifest:
         version = value.get("format_version")
         check_format_version(version, where)
         required = has_seals(str(version))
-        check_seal(value, where, "build or download the dataset again", required=required)
+        check_seal(value, where, REMEDY, required=required)
         return read_object(cls, value, where, "a manifest of this project")
 
     def shards(self, config: str, split: str) -> list[str]:
@@ -173,7 +176,12 @@ class Manifest:
             match = _SHARD.fullmatch(path)
             if match and match["dir"] == CONFIG_DIRS[config]:
                 splits.setdefault(match["split"], []).append(path)
-        return dict(sorted(splits.items(), key=lambda item: _layer_number(item[0])))
+        return dict(sorted(splits.items(), key=lambda item: split_layer(item[0]) or 0))
+
+    def layers(self, config: str) -> tuple[int, ...]:
+        """Return the layers that have a split in a config, ascending."""
+        layers = map(split_layer, self.splits(config))
+        return tuple(layer for layer in layers if layer is not None)
 
     @property
     def configs(self) -> list[str]:
@@ -191,10 +199,6 @@ class Manifest:
 
 def _object_of(built_from: BuiltFrom) -> dict[str, Any]:
     return {**dataclasses.asdict(built_from), "configs": list(built_from.configs)}
-
-
-def _layer_number(split: str) -> int:
-    return int(split[1:]) if split[1:].isdecimal() else -1
 
 
 def shard_path(config: str, split: str, shard: int, n_shards: int) -> str:

@@ -1,4 +1,4 @@
-"""The float types of vectors: by the names that a recipe has for them."""
+"""The float types of vectors: their names in a recipe, in a dataset, in safetensors, in torch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ if TYPE_CHECKING:
     import torch
 
 DType = Literal["float16", "bfloat16", "float32"]
+
+# Those of a dataset folder: `datasets` does not know bfloat16.
+DATASET_DTYPES = ("float16", "float32")
 
 # What safetensors calls them, and the row numbers.
 SAFETENSORS_NAMES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "int32": "I32"}

@@ -65,6 +65,12 @@ def split_name(layer: int) -> str:
     return f"L{layer}"
 
 
+def split_layer(split: str) -> int | None:
+    """Layer of a split's name: 5 of `L5`; None of the split of all layers."""
+    number = split.removeprefix("L")
+    return int(number) if number != split and number.isdecimal() else None
+
+
 def x_name(layer: int) -> str:
     """Name of a layer's `x`, in a chunk and in `all_layers`: `x_05`."""
     return f"x_{layer:02d}"

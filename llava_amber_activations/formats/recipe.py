@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from llava_amber_activations.errors import ActivationsError
+from llava_amber_activations.formats.dtypes import DType
 from llava_amber_activations.formats.version import FORMAT_VERSION, check_format_version
 from llava_amber_activations.parsing.checked_values import (
     INT32_MAX,
@@ -19,7 +20,6 @@ from llava_amber_activations.parsing.typed_json import read_object
 XSite = Literal["resid_mid", "resid_pre", "mlp_in"]
 Positions = Literal["last", "all", "image", "text", "generated"]
 Pool = Literal["max", "mean", "last"]
-DType = Literal["float16", "bfloat16", "float32"]
 
 X_SITES: tuple[str, ...] = get_args(XSite)
 

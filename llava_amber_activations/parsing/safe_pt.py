@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 import torch
 
 from llava_amber_activations.errors import ActivationsError
+from llava_amber_activations.files.read_errors import reason_of
 from llava_amber_activations.parsing.pt_program import MOST_BYTES, read_program, refusal
 
 _READ_BYTES = 1 << 20
@@ -113,9 +114,8 @@ def _pt_errors(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         # torch and zipfile raise whatever the first wrong byte of a damaged file leads to.
-        reason = str(error).partition("\n")[0] or type(error).__name__
         raise ActivationsError(
-            f"{path} is truncated or damaged ({reason}): copy it again"
+            f"{path} is truncated or damaged ({reason_of(error)}): copy it again"
         ) from None
 
 

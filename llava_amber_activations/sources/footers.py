@@ -11,14 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llava_amber_activations.errors import ActivationsError
+from llava_amber_activations.files.read_errors import reason_of
 from llava_amber_activations.formats.arrow_vectors import FLOAT_NAMES
 from llava_amber_activations.formats.columns import INTEGERS
+from llava_amber_activations.formats.dataset_folder import REMEDY
 
 # This project writes row groups of at most 64 MiB. What claims so much more is no row group of
 # vectors, and memory for it is not asked for.
 _MOST_ROW_GROUP_BYTES = 2**30
-
-_AGAIN = "build or download the dataset again"
 
 
 @dataclass(frozen=True)
@@ -52,17 +52,17 @@ def check_footer(url: str, footer: pq.FileMetaData, expected: Expected) -> None:
     if sum(counts) != footer.num_rows or min(counts, default=0) < 0:
         raise ActivationsError(
             f"{url} is damaged (its row groups do not add up to its {footer.num_rows} rows): "
-            f"{_AGAIN}"
+            f"{REMEDY}"
         )
     rows = expected.rows.get(url)
     if rows is not None and footer.num_rows != rows:
         raise ActivationsError(
-            f"{url} has {footer.num_rows} rows, and the dataset's manifest says {rows}: {_AGAIN}"
+            f"{url} has {footer.num_rows} rows, and the dataset's manifest says {rows}: {REMEDY}"
         )
     if max(counts, default=0) * row_bytes > _MOST_ROW_GROUP_BYTES:
         raise ActivationsError(
             f"{url} is damaged (a row group claims {max(counts)} rows of {row_bytes} bytes, more "
-            f"than this project writes): {_AGAIN}"
+            f"than this project writes): {REMEDY}"
         )
 
 
@@ -72,7 +72,7 @@ def _check_row_columns(url: str, schema: pa.Schema) -> None:
         index = schema.get_field_index(name)
         if index >= 0 and not pa.types.is_integer(schema.field(index).type):
             raise ActivationsError(
-                f"{url} holds {schema.field(index).type} in {name}, which is to be int32: {_AGAIN}"
+                f"{url} holds {schema.field(index).type} in {name}, which is to be int32: {REMEDY}"
             )
 
 
@@ -89,13 +89,13 @@ def _check_vectors(url: str, schema: pa.Schema, expected: Expected) -> int:
         if dtype is None:
             raise ActivationsError(
                 f"{url} holds {type_.value_type} in {column.name}, and vectors are float16 or "
-                f"float32: {_AGAIN}"
+                f"float32: {REMEDY}"
             )
         wanted = (expected.width or type_.list_size, expected.dtype or dtype)
         if (type_.list_size, dtype) != wanted:
             raise ActivationsError(
                 f"{url} has vectors of {type_.list_size} {dtype} in {column.name}, and the "
-                f"dataset's manifest says {wanted[0]} {wanted[1]}: {_AGAIN}"
+                f"dataset's manifest says {wanted[0]} {wanted[1]}: {REMEDY}"
             )
         row_bytes += type_.list_size * np.dtype(dtype).itemsize
     return row_bytes
@@ -116,10 +116,10 @@ def reading_errors(url: str, group: int | None = None) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise ActivationsError(f"{url} is missing: {_AGAIN}") from None
+        raise ActivationsError(f"{url} is missing: {REMEDY}") from None
     except MemoryError as error:
         raise ActivationsError(
-            f"{where} cannot be read ({_first_line(error)}): it is damaged, or this machine has "
+            f"{where} cannot be read ({reason_of(error)}): it is damaged, or this machine has "
             "too little memory"
         ) from None
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
@@ -128,8 +128,4 @@ def reading_errors(url: str, group: int | None = None) -> Iterator[None]:
             if "://" in url:
                 raise
             raise ActivationsError(f"{url} cannot be read: {error}") from None
-        raise ActivationsError(f"{where} is damaged ({_first_line(error)}): {_AGAIN}") from None
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise ActivationsError(f"{where} is damaged ({reason_of(error)}): {REMEDY}") from None

@@ -23,6 +23,7 @@ from huggingface_hub.errors import (
 )
 
 from llava_amber_activations.errors import ActivationsError
+from llava_amber_activations.files.read_errors import reason_of
 
 # Not every call of the Hub's client tries again by itself (asking for a repo's commit does not).
 # Five tries in fifteen seconds outlast a restart of one of the Hub's servers.
@@ -71,7 +72,7 @@ def hub_errors(repo_id: str, doing: str) -> Iterator[None]:
     except HFValidationError as error:
         raise ActivationsError(f"{cannot}: {error}") from None
     except EntryNotFoundError as error:
-        raise ActivationsError(f"{cannot}: a file is missing ({_first_line(error)})") from None
+        raise ActivationsError(f"{cannot}: a file is missing ({reason_of(error)})") from None
     except HfHubHTTPError as error:
         raise ActivationsError(f"{cannot}: {_status(error)}") from None
     except Exception as error:
@@ -80,16 +81,16 @@ def hub_errors(repo_id: str, doing: str) -> Iterator[None]:
             raise ActivationsError(f"{cannot}: {_status(error.__cause__)}") from None
         if _is_connection(error) or _is_connection(error.__cause__):
             raise ActivationsError(
-                f"{cannot}: no answer ({_first_line(error)}). Check the connection and run it again"
+                f"{cannot}: no answer ({reason_of(error)}). Check the connection and run it again"
             ) from None
         if _is_answer(error) or _is_answer(error.__cause__):
             raise ActivationsError(
-                f"{cannot}: its answer makes no sense ({_first_line(error)}). Check "
+                f"{cannot}: its answer makes no sense ({reason_of(error)}). Check "
                 "HF_ENDPOINT and the proxies on the way, and run it again"
             ) from None
         if str(error).startswith(_UPLOAD_FAILED):
             raise ActivationsError(
-                f"{cannot}: an upload failed ({_first_line(error.__cause__ or error)}). Run the "
+                f"{cannot}: an upload failed ({reason_of(error.__cause__ or error)}). Run the "
                 "same command again, which sends no file twice"
             ) from None
         raise
@@ -177,9 +178,4 @@ def _status(error: HfHubHTTPError) -> str:
         )
     if status >= 500 or status == 429:
         return f"it goes on answering {status}. Run the same command again later"
-    return f"it answered {status} ({_first_line(error)})"
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    return f"it answered {status} ({reason_of(error)})"

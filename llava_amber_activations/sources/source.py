@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files.read_errors import read_errors
-from llava_amber_activations.formats.dataset_folder import MANIFEST_FILE, Manifest
+from llava_amber_activations.formats.dataset_folder import MANIFEST_FILE, REMEDY, Manifest
 from llava_amber_activations.parsing.typed_json import parse_json_object
 from llava_amber_activations.sources.footers import Expected
 from llava_amber_activations.sources.shard_file import is_remote, open_parquet, source_errors
@@ -34,18 +34,13 @@ class Source:
     root: str
     manifest: Manifest
 
-    @property
-    def is_local(self) -> bool:
-        """Whether the folder is on this machine."""
-        return not is_remote(self.root)
-
     def url(self, path: str) -> str:
         """Return the address of a file of the folder, as `datasets` and fsspec take it.
 
         It is a path where the file lies in this machine's cache of the Hub.
         """
         address = f"{self.root}/{path}"
-        if self.is_local:
+        if not is_remote(self.root):
             return address
         from llava_amber_activations.sources.hub_files import copy_in_cache
 
@@ -130,7 +125,7 @@ def expected_rows(source: Source, paths: Sequence[str]) -> Expected:
 
 def _read(url: str) -> bytes:
     if not is_remote(url):
-        with read_errors(url, "build or download the dataset again"):
+        with read_errors(url, REMEDY):
             return Path(url).read_bytes()
     from llava_amber_activations.sources.hub_files import read_bytes
 

@@ -21,7 +21,7 @@ from safetensors.torch import load, save_file
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files.read_errors import reason_of
 from llava_amber_activations.files.whole import written_whole
-from llava_amber_activations.formats.dataset_folder import STATISTICS_FILE
+from llava_amber_activations.formats.dataset_folder import REMEDY, STATISTICS_FILE
 from llava_amber_activations.sources.source import Source, open_source
 
 
@@ -62,12 +62,11 @@ def read_statistics(source: Source) -> Statistics:
     """
     if STATISTICS_FILE not in source.manifest.files:
         raise ActivationsError(f"{source.name} holds no {STATISTICS_FILE}: it has only features")
-    again = "build or download the dataset again"
     damaged = f"{STATISTICS_FILE} of {source.name} is damaged"
     try:
         tensors = load(source.read_bytes(STATISTICS_FILE))
     except (SafetensorError, ValueError, LookupError) as error:
-        raise ActivationsError(f"{damaged} ({reason_of(error)}): {again}") from None
+        raise ActivationsError(f"{damaged} ({reason_of(error)}): {REMEDY}") from None
     recipe = source.manifest.recipe
     for name in _NAMES:
         shape = (
@@ -75,11 +74,11 @@ def read_statistics(source: Source) -> Statistics:
         )
         found = tensors.get(name)
         if found is None:
-            raise ActivationsError(f"{damaged} (it has no {name}): {again}")
+            raise ActivationsError(f"{damaged} (it has no {name}): {REMEDY}")
         if found.dtype != torch.float32 or found.shape != shape:
             raise ActivationsError(
                 f"{damaged} ({name} is {found.dtype} {list(found.shape)}, not float32 "
-                f"{list(shape)}): {again}"
+                f"{list(shape)}): {REMEDY}"
             )
     return Statistics(**{name: tensors[name] for name in _NAMES})
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 
 from llava_amber_activations.errors import ActivationsError
+from llava_amber_activations.formats.columns import SAMPLE
 from llava_amber_activations.store.tensor_file import TensorFile, write_tensors
 
 FEATURES_DIR = "features"
-_SAMPLE = "sample"
 _METADATA_KEY = "features"
 _FEATURES = "features_"
 _REMEDY = (
@@ -47,7 +47,7 @@ def write_features(path: Path, features: Mapping[int, torch.Tensor], sample: tor
         The checksum for the chunk's header, which covers all of them.
     """
     tensors = {features_name(layer): tensor for layer, tensor in features.items()}
-    return write_tensors(path, {**tensors, _SAMPLE: sample}, _METADATA_KEY, {})
+    return write_tensors(path, {**tensors, SAMPLE: sample}, _METADATA_KEY, {})
 
 
 class FeaturesFile:
@@ -66,12 +66,12 @@ class FeaturesFile:
             self.file = TensorFile(path, _METADATA_KEY, _REMEDY)
         except FileNotFoundError:
             raise ActivationsError(f"{path} is missing: {_REMEDY}") from None
-        numbers = [name.removeprefix(_FEATURES) for name in self.file.names - {_SAMPLE}]
+        numbers = [name.removeprefix(_FEATURES) for name in self.file.names - {SAMPLE}]
         if not numbers or not all(number.isdecimal() for number in numbers):
             raise self.file.damaged("it is not a file of features")
         self.layers = sorted(map(int, numbers))
-        self.file.check_form(_SAMPLE, "int32", None)
-        self.sample = self.file.rows(_SAMPLE, 0, 2**31)
+        self.file.check_form(SAMPLE, "int32", None)
+        self.sample = self.file.rows(SAMPLE, 0, 2**31)
 
     @property
     def width(self) -> int:
@@ -97,7 +97,7 @@ class FeaturesFile:
         if sha256 is not None and self.file.identity != sha256:
             raise self.file.damaged("it is not the one that its chunk was written with")
         if self.file.is_sealed:
-            self.file.check_tensor(_SAMPLE)
+            self.file.check_tensor(SAMPLE)
         if self.sample.tolist() != list(samples):
             raise self.file.damaged("it has features of other samples than its chunk has rows of")
         for layer in self.layers:

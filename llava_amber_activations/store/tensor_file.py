@@ -26,14 +26,13 @@ from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files.read_errors import read_errors, reason_of
 from llava_amber_activations.files.whole import scratch_folder, written_whole
 from llava_amber_activations.files.write_errors import write_errors
+from llava_amber_activations.formats.dtypes import SAFETENSORS_NAMES
 from llava_amber_activations.formats.version import FORMAT_VERSION, check_format_version, has_seals
 from llava_amber_activations.parsing.checked_values import check_sha256
 from llava_amber_activations.parsing.sealed_json import SEAL, check_seal, sealed
 from llava_amber_activations.parsing.typed_json import parse_json_object, read_object
 
 _MOST_THREADS = 4
-# The names that safetensors has for the dtypes of a recipe, and for row numbers.
-DTYPE_NAMES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "int32": "I32"}
 
 
 @dataclass(frozen=True)
@@ -195,10 +194,11 @@ class TensorFile:
         fits = len(found) == len(shape) and all(
             wanted in (None, length) for wanted, length in zip(shape, found, strict=True)
         )
-        if tensor.get_dtype() != DTYPE_NAMES[dtype] or not fits:
+        wanted_dtype = SAFETENSORS_NAMES[dtype]
+        if tensor.get_dtype() != wanted_dtype or not fits:
             wanted = ["?" if length is None else length for length in shape]
             raise self.damaged(
-                f"{name} is {tensor.get_dtype()} {list(found)}, not {DTYPE_NAMES[dtype]} {wanted}"
+                f"{name} is {tensor.get_dtype()} {list(found)}, not {wanted_dtype} {wanted}"
             )
 
     def check_tensor(self, name: str) -> None:

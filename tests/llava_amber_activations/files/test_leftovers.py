@@ -1,8 +1,6 @@
 """What dead processes left is cleared, what living ones write is not, and nobody else's files."""
 
 import os
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -25,25 +23,9 @@ WRITER = """if True:
 
 
 @pytest.fixture
-def writer():
+def writer(start_waiting):
     """Function that starts a process which writes half of a file and waits."""
-    started = []
-
-    def start(path):
-        process = subprocess.Popen(
-            [sys.executable, "-c", WRITER, path],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        started.append(process)
-        assert process.stdout.readline() == "writing\n"
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
+    return lambda path: start_waiting(WRITER, path, says="writing")
 
 
 def test_what_a_killed_writer_left(writer, tmp_path):

@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import subprocess
-import sys
 
 import pytest
 
@@ -29,25 +27,9 @@ HOLDER = """if True:
 
 
 @pytest.fixture
-def start():
+def start(start_waiting):
     """Function that starts a process that takes a lock at one line and drops it at the next."""
-    started = []
-
-    def start(path):
-        process = subprocess.Popen(
-            [sys.executable, "-c", HOLDER, path],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        started.append(process)
-        assert process.stdout.readline() == "ready\n"
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
+    return lambda path: start_waiting(HOLDER, path, says="ready")
 
 
 def go_on(process):

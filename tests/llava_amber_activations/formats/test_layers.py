@@ -5,7 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llava_amber_activations import ActivationsError, LayerWindow
-from llava_amber_activations.formats.layers import mlp_out_name, parse_layers, split_name, x_name
+from llava_amber_activations.formats.layers import (
+    mlp_out_name,
+    parse_layers,
+    split_layer,
+    split_name,
+    x_name,
+)
 
 
 def test_the_flagship():
@@ -128,3 +134,9 @@ def test_a_slip_of_the_finger_is_answered_in_a_line():
     with pytest.raises(ActivationsError) as refused:
         parse_layers("0-300000", range(31))
     assert len(str(refused.value)) < 500
+
+
+def test_a_split_is_of_the_layer_that_names_it():
+    """And the split of `all_layers` is of none."""
+    assert [split_layer(split_name(layer)) for layer in (0, 5, 30, 120)] == [0, 5, 30, 120]
+    assert split_layer("train") is None
