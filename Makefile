@@ -3,6 +3,7 @@
 # make test-lowest   the test suite at the lowest versions that pyproject.toml allows
 # make bench  the benchmark: a table and a plot in tests/benchmarks (half an hour, 25 GB of scratch)
 # make harden  kills, mutated files, full disks and a failing Hub, at full size (CAMPAIGN=small: minutes)
+# make docs   the site of docs/ into build/site; a broken link or a missing docstring is an error
 # make lint   ruff and mypy
 # make lock   pins today's releases of everything in tests/constraints.txt, and the lowest that
 #             pyproject.toml allows in tests/constraints-lowest.txt. Commit both once the tests pass.
@@ -20,7 +21,7 @@ LOWEST_TESTS ?= $(addprefix tests/,llava_amber_activations builder capture hub)
 TORCH := 2.13.0
 UV    := 0.13.9
 
-.PHONY: demo test test-lowest bench harden lint lock clean
+.PHONY: demo test test-lowest bench harden docs lint lock clean
 
 demo: $(VENV)/.installed
 	rm -rf demo-output
@@ -42,6 +43,11 @@ bench: $(VENV)/.installed
 
 harden: $(VENV)/.installed
 	$(BIN)/python tests/hardening/campaign.py --size $(CAMPAIGN) $(if $(CAMPAIGN_SEED),--seed $(CAMPAIGN_SEED))
+
+# The theme's makers announce its end in 2027 at every build, which is no warning about the pages.
+docs: $(VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo "docs: open build/site/index.html"
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -91,4 +97,4 @@ $(LOCK_VENV)/.installed: Makefile
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(LOWEST_VENV) $(LOCK_VENV) demo-output
+	rm -rf $(VENV) $(LOWEST_VENV) $(LOCK_VENV) demo-output build/site

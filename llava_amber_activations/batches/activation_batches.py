@@ -65,10 +65,11 @@ def activation_batches(
         drop_last: leave out the last batch if it has fewer rows: one of the epoch, however many
             ranks and workers there are; in another stream of `datasets` one a rank at most, for
             which each worker reads all of its rank's rows.
-        rank, world_size: which process of how many this is, for training on several. Where they are
-            not given, torch.distributed says so when iteration begins (`accelerate` initialises
-            it). 0 and 1 give all rows to every process: for a dataset that was cut for this rank
-            before, and for a loader that accelerate's `prepare` deals out.
+        rank: which process this is, for training on several. Where it is not given,
+            torch.distributed says so when iteration begins (`accelerate` initialises it). 0 of 1
+            gives all rows to every process: for a dataset that was cut for this rank before, and
+            for a loader that accelerate's `prepare` deals out.
+        world_size: how many processes there are; given with `rank`, or not at all.
 
     Returns:
         An iterable of `{'x': [B, H], 'targets': [B, n, H], 'sample': [B], …}`: every column but the
