@@ -66,7 +66,8 @@ def capture(
     """
     benchmark = read_benchmark(settings)
     store = settings.output_dir
-    if not is_store(store) and not is_empty_or_missing(store):
+    # In this order: a rank of this launch may begin the store between the two.
+    if not is_empty_or_missing(store) and not is_store(store):
         raise ActivationsError(
             f"{store} holds something that is not a capture store: give an empty or a new folder"
         )

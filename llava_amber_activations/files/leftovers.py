@@ -78,9 +78,18 @@ def remove(path: Path) -> None:
 
 def is_empty_or_missing(path: Path) -> bool:
     """Whether a folder could be made at `path` without touching anything but a run's leftovers."""
-    return not path.exists() or (path.is_dir() and all(map(_is_leftover, path.iterdir())))
+    try:
+        with os.scandir(path) as entries:
+            return all(map(_is_leftover, entries))
+    except FileNotFoundError:
+        return True
+    except NotADirectoryError:
+        return False
 
 
-def _is_leftover(path: Path) -> bool:
+def _is_leftover(entry: os.DirEntry[str]) -> bool:
+    # An entry knows that it is a file without a second look, by which another rank may have
+    # removed it.
     patterns = (_PARTIAL, _OLD_PARTIAL, _LOCK)
-    return path.is_file() and any(pattern.fullmatch(path.name) for pattern in patterns)
+    is_ours = any(pattern.fullmatch(entry.name) for pattern in patterns)
+    return is_ours and entry.is_file(follow_symlinks=False)

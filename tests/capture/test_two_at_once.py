@@ -3,12 +3,16 @@
 import json
 import os
 import re
+import shutil
 import signal
 
 import pytest
+import torch
 from folders import files_of
 from paused import go_on, start_paused
 
+from capture import run
+from capture.settings import CaptureSettings
 from capture.sink.store_lock import captured_into
 from llava_amber_activations import ActivationsError
 from llava_amber_activations.files.leftovers import capture_lock_path
@@ -62,6 +66,38 @@ def test_after_a_kill_the_same_command_finishes(arguments, cli, last_store, tmp_
 def launched(monkeypatch, port):
     for name, value in {"MASTER_ADDR": "node1", "MASTER_PORT": port}.items():
         monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize("looks", [1, 2])
+def test_a_rank_that_begins_while_another_looks(
+    monkeypatch, tiny_llava, image_dir, query_file, last_store, tmp_path, looks
+):
+    """The other's recipe appeared between two looks at the folder: it was taken for foreign."""
+    store, done = tmp_path / "store", []
+
+    def looking(function):
+        def look(path):
+            found = function(path)
+            done.append(function)
+            if len(done) == looks:
+                store.mkdir(exist_ok=True)
+                shutil.copy(last_store / "capture.json", store)
+            return found
+
+        return look
+
+    monkeypatch.setattr(run, "is_store", looking(run.is_store))
+    monkeypatch.setattr(run, "is_empty_or_missing", looking(run.is_empty_or_missing))
+    settings = CaptureSettings(
+        model=str(tiny_llava),
+        dataset=query_file,
+        image_dir=image_dir,
+        output_dir=store,
+        batch_size=5,
+        chunk_samples=3,
+    )
+    run.capture(settings, device=torch.device("cpu"))
+    assert files_of(store) == files_of(last_store)
 
 
 def test_ranks_of_one_launch_share_a_store(monkeypatch, tmp_path):

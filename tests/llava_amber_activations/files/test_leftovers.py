@@ -151,3 +151,22 @@ def test_leftovers_are_nothing_in_the_way(tmp_path, name, is_ours):
     """What a kill in the first write leaves is not somebody's data."""
     (tmp_path / name).touch()
     assert is_empty_or_missing(tmp_path) == is_ours
+
+
+def test_a_lock_that_another_rank_is_making(tmp_path):
+    """What was gone by the time of a second look at it was taken for something in the way."""
+    stop = threading.Event()
+
+    def write():
+        while not stop.is_set():
+            partial = partial_path(tmp_path / ".capture-rank-00001.lock")
+            partial.touch()
+            partial.unlink()
+
+    other = threading.Thread(target=write)
+    other.start()
+    try:
+        assert all(is_empty_or_missing(tmp_path) for _ in range(3000))
+    finally:
+        stop.set()
+        other.join()
