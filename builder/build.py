@@ -14,7 +14,6 @@ from builder.folder.new_folder import (
     finish_folder,
     new_folder,
 )
-from builder.shards.plan import parse_size
 from builder.shards.write import (
     ShardTask,
     plan_all_layers,
@@ -32,6 +31,7 @@ from llava_amber_activations.formats.dataset_folder import (
     Manifest,
 )
 from llava_amber_activations.formats.layers import LayerWindow
+from llava_amber_activations.formats.sizes import parse_size
 from llava_amber_activations.sources.source import open_source
 from llava_amber_activations.store.layout import read_recipe, vector_names
 from llava_amber_activations.store.samples import read_samples

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
+from llava_amber_activations.cli.command_line import AsJson
+from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.extras import need_extras
 
 MaxShardSize = Annotated[str, typer.Option(help="Most bytes of a Parquet file, uncompressed.")]
@@ -15,10 +18,11 @@ NumProc = Annotated[
     typer.Option(min=1, help="Shards written at once: up to 4 by threads, more by processes."),
 ]
 NTargets = Annotated[
-    int | None, typer.Option(min=1, help="Targets of a layer. [default: as captured]")
+    int | None, typer.Option(min=1, help="Targets of a layer.", show_default="as captured")
 ]
 Revision = Annotated[
-    str | None, typer.Option(help="Branch, tag or commit of the dataset on the Hub.")
+    str | None,
+    typer.Option(help="Branch, tag or commit of the dataset on the Hub.", show_default="main"),
 ]
 Source = Annotated[str, typer.Argument(help="Dataset folder, or a dataset's id on the Hub.")]
 
@@ -74,7 +78,7 @@ def export(
         typer.Option("--format", help="L0/batch_0_x.pt and batch_0_y.pt, or sample_0000.pt."),
     ],
     layers: Annotated[
-        str | None, typer.Option(help="Such as 0-30 or 0,5,10-12. [default: all]")
+        str | None, typer.Option(help="Such as 0-30 or 0,5,10-12.", show_default="all")
     ] = None,
     n_targets: NTargets = None,
     first_target: Annotated[
@@ -111,7 +115,9 @@ def import_(
     n_layers: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Decoder layers of the model. [default: as exported, or as files show]"
+            min=1,
+            help="Decoder layers of the model.",
+            show_default="as exported, or as files show",
         ),
     ] = None,
     first_target: Annotated[
@@ -119,8 +125,8 @@ def import_(
         typer.Option(
             min=0,
             max=1,
-            help="The files' targets start at the next layer (1) or at L (0). "
-            "[default: as exported, or 1]",
+            help="The files' targets start at the next layer (1) or at L (0).",
+            show_default="as exported, or 1",
         ),
     ] = None,
     max_shard_size: MaxShardSize = "500MB",
@@ -154,7 +160,8 @@ def push(
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Make a new repo private.")] = False,
     token: Annotated[
-        str | None, typer.Option(help="Access token; better `hf auth login`, or HF_TOKEN.")
+        str | None,
+        typer.Option(help="Access token.", show_default="of `hf auth login`, or HF_TOKEN"),
     ] = None,
     overwrite: Annotated[
         bool,
@@ -163,7 +170,10 @@ def push(
         ),
     ] = False,
     activations_dir: Annotated[
-        Path | None, typer.Option(help="DATASET, as the original upload script spells it.")
+        Path | None,
+        typer.Option(
+            help="DATASET, as the original upload script spells it.", show_default="DATASET"
+        ),
     ] = None,
 ) -> None:
     """Verify a dataset folder and upload it to the Hub, with its card and its format's tag."""
@@ -201,11 +211,18 @@ def verify(
         int,
         typer.Option(min=0, help="Then run `recapture` on so many random samples of a store."),
     ] = 0,
-    model: Annotated[str | None, typer.Option(help="With --recapture: the model.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="With --recapture, which needs it: the model.", show_default="none"),
+    ] = None,
     image_dir: Annotated[
-        Path | None, typer.Option(help="With --recapture: folder of the pictures.")
+        Path | None,
+        typer.Option(
+            help="With --recapture, which needs it: folder of the pictures.", show_default="none"
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="With --recapture: of the draw.")] = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Check every checksum, row count and value; exit 1 naming the first thing wrong."""
     if recapture and (model is None or image_dir is None):
@@ -214,16 +231,30 @@ def verify(
         need_extras("--recapture", "capture")
     from builder.verify import verify as verify_path
 
-    found = verify_path(path)
-    typer.echo(
-        f"{path}: {found.kind}, {found.n_files} files, {found.n_rows} rows. Right: {found.checks}"
-    )
+    try:
+        found = verify_path(path)
+    except ActivationsError as error:
+        if as_json:
+            typer.echo(json.dumps({"path": str(path), "right": False, "error": str(error)}))
+        raise
+    if as_json:
+        typer.echo(json.dumps({"path": str(path), "right": True, **found.to_json()}))
+    else:
+        typer.echo(
+            f"{path}: {found.kind}, {found.n_files} files, {found.n_rows} rows. "
+            f"Right: {', '.join(found.checks)}"
+        )
     if recapture:
         # Another package's command: known by its name alone.
         commands: Any = context.find_root().command
         again = commands.get_command(context, "recapture")
-        context.invoke(
-            again, store=path, model=model, image_dir=image_dir, samples=recapture, seed=seed
+        again.callback(
+            store=path,
+            model=model,
+            image_dir=image_dir,
+            samples=recapture,
+            seed=seed,
+            as_json=as_json,
         )
 
 
@@ -232,11 +263,16 @@ def info(
         str, typer.Argument(help="Capture store, dataset folder, or a dataset's id on the Hub.")
     ],
     revision: Revision = None,
+    as_json: AsJson = False,
 ) -> None:
     """Say what a store or a dataset is: recipe, layers, rows, bytes, dtypes."""
-    from builder.info import info as describe
+    from builder.info import describe
 
-    pairs = describe(source, revision)
+    described = describe(source, revision)
+    if as_json:
+        typer.echo(json.dumps({"source": source, **described.to_json()}))
+        return
+    pairs = described.table()
     width = max(len(name) for name, _ in pairs)
     for name, value in pairs:
         typer.echo(f"{name:<{width}}  {value}")

@@ -12,11 +12,11 @@ from typing import Literal
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from builder.pt.export_note import ExportNote, adopt, check_free, vectors_sha256
 from builder.pt.sample_blocks import feature_samples, x_samples
 from builder.pt.values import sample_path, save_pt, x_path, y_path
+from llava_amber_activations.console.progress import progress_of
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files.leftovers import export_lock_path, sweep
 from llava_amber_activations.files.locks import held
@@ -118,7 +118,7 @@ def _export_layers(
     n_files = n_written = 0
     plans: dict[tuple[str, ...], list[BatchRows]] = {}
     memory = RecycledMemory()
-    for wanted in tqdm(wanted_layers, unit=" layers", desc="export"):
+    for wanted in progress_of(wanted_layers, "export", unit="layer"):
         paths = layer_shards(opened, wanted)
         # Layers that come from the same shards have the same samples.
         if tuple(paths) not in plans:
@@ -236,7 +236,8 @@ def _export_samples(source: Source, out: Path, layers: Sequence[int]) -> ExportR
         samples, contents = feature_samples(source, layers), "transcoder features"
     else:
         samples, contents = x_samples(source, layers), "x"
-    for sample in tqdm(samples, total=None, unit=" samples", desc="export"):
+    n_samples = source.manifest.recipe.n_samples
+    for sample in progress_of(samples, "export", unit="sample", total=n_samples):
         n_files += 1
         path = sample_path(out, sample.number)
         if is_whole_pt(path):

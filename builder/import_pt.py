@@ -15,7 +15,6 @@ from builder.pt.layers_scan import scan_layers
 from builder.pt.names import is_layers_layout, is_samples_layout
 from builder.pt.samples_layout import scan_samples
 from builder.pt.values import EXPORT_FILE
-from builder.shards.plan import parse_size
 from builder.shards.write import (
     ShardTask,
     plan_all_layers,
@@ -27,6 +26,7 @@ from builder.shards.write import (
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.formats.dataset_folder import Manifest
 from llava_amber_activations.formats.recipe import Recipe
+from llava_amber_activations.formats.sizes import parse_size
 
 _UNKNOWN = (
     "The .pt files do not say which picture, query or token a row was: `id` repeats `sample`, "

@@ -1,13 +1,15 @@
-"""What a capture store or a dataset is, as a short table."""
+"""What a capture store or a dataset is: as a short table, and as JSON for a script."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from builder.folder.card import readable_size
-from llava_amber_activations.formats.dataset_folder import ALL_LAYERS, DEFAULT_CONFIG
+from llava_amber_activations.formats.dataset_folder import ALL_LAYERS, DEFAULT_CONFIG, Manifest
 from llava_amber_activations.formats.layers import LayerWindow
 from llava_amber_activations.formats.recipe import Recipe
+from llava_amber_activations.formats.sizes import readable_size
 from llava_amber_activations.sources.source import check_no_revision, open_source
 from llava_amber_activations.store.layout import (
     is_finished,
@@ -19,65 +21,144 @@ from llava_amber_activations.store.layout import (
 from llava_amber_activations.store.samples import read_samples
 
 
+@dataclass(frozen=True)
+class StoreInfo:
+    """What a capture store holds.
+
+    Attributes:
+        recipe: of the store.
+        n_chunks, n_chunks_made: chunks in all, and those that are there.
+        n_rows: of the finished store; None before.
+        n_bytes: of all its files.
+    """
+
+    recipe: Recipe
+    n_chunks: int
+    n_chunks_made: int
+    n_rows: int | None
+    n_bytes: int
+
+    def table(self) -> list[tuple[str, str]]:
+        """Return what a person wants to know, as (name, value) pairs."""
+        recipe = self.recipe
+        rows = "unknown until the capture is finished" if self.n_rows is None else str(self.n_rows)
+        return [
+            ("kind", "capture store"),
+            *_recipe_table(recipe),
+            ("layers", f"0 … {recipe.n_layers - 1}, width {recipe.hidden_size}"),
+            ("dtype", recipe.store_dtype),
+            ("chunks", f"{self.n_chunks_made} of {self.n_chunks}"),
+            ("samples", str(recipe.n_samples)),
+            ("rows", rows),
+            ("bytes", f"{self.n_bytes} ({readable_size(self.n_bytes)})"),
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as a JSON object; numbers that are not known are null."""
+        return {
+            "kind": "capture store",
+            "format_version": self.recipe.format_version,
+            "finished": self.n_rows is not None,
+            "dtype": self.recipe.store_dtype,
+            "chunks": {"made": self.n_chunks_made, "total": self.n_chunks},
+            "samples": self.recipe.n_samples,
+            "rows": self.n_rows,
+            "bytes": self.n_bytes,
+            "recipe": self.recipe.to_json(),
+        }
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What a dataset folder, or a dataset on the Hub, holds: its manifest says it all."""
+
+    manifest: Manifest
+
+    def table(self) -> list[tuple[str, str]]:
+        """Return what a person wants to know, as (name, value) pairs."""
+        manifest = self.manifest
+        recipe = manifest.recipe
+        lines = [
+            ("kind", f"dataset, format {manifest.format_version}"),
+            *_recipe_table(recipe),
+            ("width", str(recipe.hidden_size)),
+            ("dtype", manifest.dtype),
+            ("samples", str(recipe.n_samples)),
+            ("rows", str(manifest.n_rows)),
+        ]
+        if DEFAULT_CONFIG in manifest.configs or ALL_LAYERS in manifest.configs:
+            window = LayerWindow(recipe.n_layers, manifest.n_targets)
+            lines.append(("targets", _target_counts(window)))
+        for config in manifest.configs:
+            splits = manifest.splits(config)
+            size = sum(manifest.bytes_of(paths) for paths in splits.values())
+            names = list(splits)
+            span = names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}"
+            n_files = sum(len(paths) for paths in splits.values())
+            said = f"{span}: {n_files} files, {size} bytes ({readable_size(size)})"
+            lines.append((f"config {config}", said))
+        total = manifest.bytes_of(list(manifest.files))
+        lines.append(("bytes", f"{total} ({readable_size(total)})"))
+        return lines
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as a JSON object."""
+        manifest = self.manifest
+        return {
+            "kind": "dataset",
+            "format_version": manifest.format_version,
+            "dtype": manifest.dtype,
+            "samples": manifest.recipe.n_samples,
+            "rows": manifest.n_rows,
+            "n_targets": manifest.n_targets,
+            "configs": {
+                config: {
+                    split: {
+                        "files": len(paths),
+                        "rows": manifest.rows_of(paths),
+                        "bytes": manifest.bytes_of(paths),
+                    }
+                    for split, paths in manifest.splits(config).items()
+                }
+                for config in manifest.configs
+            },
+            "bytes": manifest.bytes_of(list(manifest.files)),
+            "warnings": list(manifest.warnings),
+            "recipe": manifest.recipe.to_json(),
+        }
+
+
+def describe(source: str | Path, revision: str | None = None) -> StoreInfo | DatasetInfo:
+    """Look at a capture store, a dataset folder or a dataset on the Hub.
+
+    Raises:
+        ActivationsError: it is none of these.
+    """
+    path = Path(source)
+    if not (path.is_dir() and is_store(path)):
+        return DatasetInfo(open_source(source, revision).manifest)
+    check_no_revision(source, revision)
+    recipe = read_recipe(path)
+    n_rows = None
+    if is_finished(path, recipe):
+        n_rows = sum(record.n_rows for record in read_samples(path))
+    n_chunks = len(recipe_chunks(recipe))
+    return StoreInfo(
+        recipe=recipe,
+        n_chunks=n_chunks,
+        n_chunks_made=n_chunks - len(missing_chunks(path, recipe)),
+        n_rows=n_rows,
+        n_bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
+    )
+
+
 def info(source: str | Path, revision: str | None = None) -> list[tuple[str, str]]:
     """Describe a capture store, a dataset folder or a dataset on the Hub, as (name, value) pairs.
 
     Raises:
         ActivationsError: it is none of these.
     """
-    path = Path(source)
-    if path.is_dir() and is_store(path):
-        check_no_revision(source, revision)
-        return _store_info(path)
-    return _dataset_info(source, revision)
-
-
-def _store_info(store: Path) -> list[tuple[str, str]]:
-    recipe = read_recipe(store)
-    n_chunks = len(recipe_chunks(recipe))
-    missing = len(missing_chunks(store, recipe))
-    rows = "unknown until the capture is finished"
-    if is_finished(store, recipe):
-        rows = str(sum(record.n_rows for record in read_samples(store)))
-    size = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
-    return [
-        ("kind", "capture store"),
-        *_recipe_info(recipe),
-        ("layers", f"0 … {recipe.n_layers - 1}, width {recipe.hidden_size}"),
-        ("dtype", recipe.store_dtype),
-        ("chunks", f"{n_chunks - missing} of {n_chunks}"),
-        ("samples", str(recipe.n_samples)),
-        ("rows", rows),
-        ("bytes", f"{size} ({readable_size(size)})"),
-    ]
-
-
-def _dataset_info(source: str | Path, revision: str | None) -> list[tuple[str, str]]:
-    manifest = open_source(source, revision).manifest
-    recipe = manifest.recipe
-    lines = [
-        ("kind", f"dataset, format {manifest.format_version}"),
-        *_recipe_info(recipe),
-        ("width", str(recipe.hidden_size)),
-        ("dtype", manifest.dtype),
-        ("samples", str(recipe.n_samples)),
-        ("rows", str(manifest.n_rows)),
-    ]
-    if DEFAULT_CONFIG in manifest.configs or ALL_LAYERS in manifest.configs:
-        window = LayerWindow(recipe.n_layers, manifest.n_targets)
-        lines.append(("targets", _target_counts(window)))
-    for config in manifest.configs:
-        splits = manifest.splits(config)
-        size = sum(manifest.bytes_of(paths) for paths in splits.values())
-        names = list(splits)
-        span = names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}"
-        n_files = sum(len(paths) for paths in splits.values())
-        lines.append(
-            (f"config {config}", f"{span}: {n_files} files, {size} bytes ({readable_size(size)})")
-        )
-    total = manifest.bytes_of(list(manifest.files))
-    lines.append(("bytes", f"{total} ({readable_size(total)})"))
-    return lines
+    return describe(source, revision).table()
 
 
 def _target_counts(window: LayerWindow) -> str:
@@ -87,7 +168,7 @@ def _target_counts(window: LayerWindow) -> str:
     return " … ".join(f"{len(window.targets(layer))} for L{layer}" for layer in ends)
 
 
-def _recipe_info(recipe: Recipe) -> list[tuple[str, str]]:
+def _recipe_table(recipe: Recipe) -> list[tuple[str, str]]:
     fields = ("origin", "model", "revision", "x_site", "positions", "prompt", "benchmark")
     values = ((field, getattr(recipe, field)) for field in fields)
     return [(field, value.replace("\n", "\\n")) for field, value in values if value is not None]

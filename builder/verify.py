@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
 
 from builder.contents.store_features import features_contents
 from builder.contents.store_rows import store_contents
 from builder.folder.shard_facts import check_shards
+from llava_amber_activations.console.progress import Progress, progress_of
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files.checksums import sha256_of
 from llava_amber_activations.files.read_errors import read_errors
@@ -31,6 +32,7 @@ from llava_amber_activations.formats.dataset_folder import (
     MANIFEST_FILE,
     REMEDY,
     STATISTICS_FILE,
+    FileEntry,
 )
 from llava_amber_activations.formats.layers import LayerWindow, split_name
 from llava_amber_activations.reading.layer_rows import split_tables, tables_of_layer
@@ -58,7 +60,16 @@ class Verified:
     kind: str
     n_files: int
     n_rows: int
-    checks: str
+    checks: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as a JSON object."""
+        return {
+            "kind": self.kind,
+            "files": self.n_files,
+            "rows": self.n_rows,
+            "checks": list(self.checks),
+        }
 
 
 def verify(path: Path) -> Verified:
@@ -78,7 +89,7 @@ def _verify_store(store: Path) -> Verified:
     features = features_contents(store, recipe, store_contents(store, recipe, records))
     chunks = range(len(recipe_chunks(recipe)))
     n_rows, n_files, sealed = 0, 0, True
-    for number in tqdm(chunks, unit=" chunks", desc="verify"):
+    for number in progress_of(chunks, "verify", unit="chunk"):
         chunk = Chunk(chunk_path(store, number))
         sealed &= chunk.is_sealed
         # Format 1.0 has one checksum of all of a chunk.
@@ -99,7 +110,7 @@ def _verify_store(store: Path) -> Verified:
         checks.append("capture.json and samples.jsonl have no checksums in format 1.0")
     if features is not None and not sealed:
         checks.append("features have no checksums in format 1.0")
-    return Verified("capture store", n_files, n_rows, ", ".join(checks))
+    return Verified("capture store", n_files, n_rows, tuple(checks))
 
 
 def _check_features(path: Path) -> None:
@@ -119,42 +130,54 @@ def _verify_folder(folder: Path) -> Verified:
         read_statistics(source)
     checks = ["checksums", "row counts", "finite values"]
     manifest = source.manifest
-    if DEFAULT_CONFIG in manifest.configs:
-        for layer in tqdm(manifest.layers(DEFAULT_CONFIG), unit=" splits", desc="verify"):
-            _check_split(source, layer)
-        if ALL_LAYERS in manifest.configs:
-            checks.append(f"{DEFAULT_CONFIG} equals {ALL_LAYERS}")
-    for config in (ALL_LAYERS, CLT_FEATURES):
-        for split, shards in manifest.splits(config).items():
-            for table in split_tables(source, shards):
-                _check_finite(table, f"{config}/{split}")
-    return Verified("dataset folder", len(manifest.files), manifest.n_rows, ", ".join(checks))
+    n_rows = sum(
+        manifest.rows_of(shards)
+        for config in manifest.configs
+        for shards in manifest.splits(config).values()
+    )
+    with Progress("verify", total=n_rows, unit="row") as progress:
+        for layer in manifest.layers(DEFAULT_CONFIG):
+            _check_split(source, layer, progress)
+        for config in (ALL_LAYERS, CLT_FEATURES):
+            for split, shards in manifest.splits(config).items():
+                for table in split_tables(source, shards):
+                    _check_finite(table, f"{config}/{split}")
+                    progress.update(len(table))
+    if {DEFAULT_CONFIG, ALL_LAYERS} <= set(manifest.configs):
+        checks.append(f"{DEFAULT_CONFIG} equals {ALL_LAYERS}")
+    return Verified("dataset folder", len(manifest.files), manifest.n_rows, tuple(checks))
 
 
 def _check_files(source: Source, folder: Path) -> None:
     manifest = source.manifest
-    for path, entry in tqdm(manifest.files.items(), unit=" files", desc="checksums"):
-        file = folder / path
-        if not file.is_file():
-            raise ActivationsError(f"{file} is missing: {REMEDY}")
-        with read_errors(file):
-            is_right = file.stat().st_size == entry.bytes and sha256_of(file) == entry.sha256
-        if not is_right:
-            raise ActivationsError(
-                f"{file} is not as it was written (its SHA-256 is not the one in {MANIFEST_FILE}): "
-                f"{REMEDY}"
-            )
-        if entry.rows is not None:
-            with source.open_parquet(path) as parquet:
-                rows = parquet.metadata.num_rows
-            if rows != entry.rows:
-                raise ActivationsError(f"{file} has {rows} rows, and {MANIFEST_FILE} {entry.rows}")
+    n_bytes = manifest.bytes_of(list(manifest.files))
+    with Progress("checksums", total=n_bytes, unit="B") as progress:
+        for path, entry in manifest.files.items():
+            _check_file(source, folder / path, path, entry)
+            progress.update(entry.bytes)
     for directory in CONFIG_DIRS.values():
         for file in sorted((folder / directory).glob("*.parquet")):
             if file.relative_to(folder).as_posix() not in manifest.files:
                 raise ActivationsError(
                     f"{file} is not in {MANIFEST_FILE}, and load_dataset would read it: remove it"
                 )
+
+
+def _check_file(source: Source, file: Path, path: str, entry: FileEntry) -> None:
+    if not file.is_file():
+        raise ActivationsError(f"{file} is missing: {REMEDY}")
+    with read_errors(file):
+        is_right = file.stat().st_size == entry.bytes and sha256_of(file) == entry.sha256
+    if not is_right:
+        raise ActivationsError(
+            f"{file} is not as it was written (its SHA-256 is not the one in {MANIFEST_FILE}): "
+            f"{REMEDY}"
+        )
+    if entry.rows is not None:
+        with source.open_parquet(path) as parquet:
+            rows = parquet.metadata.num_rows
+        if rows != entry.rows:
+            raise ActivationsError(f"{file} has {rows} rows, and {MANIFEST_FILE} {entry.rows}")
 
 
 def _check_rows(source: Source) -> None:
@@ -194,7 +217,7 @@ def _check_samples(source: Source, config: str) -> None:
             )
 
 
-def _check_split(source: Source, layer: int) -> None:
+def _check_split(source: Source, layer: int, progress: Progress) -> None:
     """Check that a layer's own split is finite, and equal to `all_layers` where that is there."""
     manifest = source.manifest
     split = split_name(layer)
@@ -204,6 +227,7 @@ def _check_split(source: Source, layer: int) -> None:
         n_targets = len(LayerWindow(manifest.recipe.n_layers, manifest.n_targets).targets(layer))
         for table in own:
             _check_finite(table, split)
+            progress.update(len(table))
             found = arrow_to_targets(table[TARGETS]).shape[1]
             if found != n_targets:
                 raise ActivationsError(
@@ -226,6 +250,7 @@ def _check_split(source: Source, layer: int) -> None:
                     f"{column} of {where} differs from the vectors in {ALL_LAYERS}"
                 )
         row += len(mine)
+        progress.update(len(mine))
 
 
 def _aligned(

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from capture.settings import CaptureSettings
+from capture.settings import (
+    CHUNK_SAMPLES,
+    CHUNK_SAMPLES_LAST,
+    DEFAULT_MAX_NEW_TOKENS,
+    MOST_WORKERS,
+    CaptureSettings,
+)
+from llava_amber_activations.cli.command_line import AsJson
 from llava_amber_activations.extras import need_extras
 from llava_amber_activations.formats.dtypes import DType
 from llava_amber_activations.formats.layers import DEFAULT_N_TARGETS
-from llava_amber_activations.formats.recipe import Pool, Positions, XSite
+from llava_amber_activations.formats.recipe import X_SITES, Pool, Positions, XSite
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -34,10 +43,14 @@ def capture_command(
         Path, typer.Option(help="Capture store to begin, to go on with, or to finish.")
     ],
     image_dir: Annotated[
-        Path | None, typer.Option(help="Folder that holds the query file's pictures.")
+        Path | None,
+        typer.Option(
+            help="Folder that holds the query file's pictures, which needs it.",
+            show_default="none",
+        ),
     ] = None,
     split: Annotated[
-        str | None, typer.Option(help="With hf:NAME: the split. [default: the first]")
+        str | None, typer.Option(help="With hf:NAME: the split.", show_default="the first")
     ] = None,
     image_column: Annotated[str, typer.Option(help="With hf:NAME: the pictures.")] = "image",
     query_column: Annotated[str, typer.Option(help="With hf:NAME: the queries.")] = "query",
@@ -51,27 +64,43 @@ def capture_command(
         XSite,
         typer.Option(
             help="Where x is read: the stream that the MLP block reads (resid_mid), the stream "
-            "that enters the layer (resid_pre), or what the MLP receives after its norm (mlp_in)."
+            "that enters the layer (resid_pre), or what the MLP receives after its norm (mlp_in).",
+            # As they are written down, where the names of options have hyphens.
+            metavar=f"<{'|'.join(X_SITES)}>",
         ),
     ] = "resid_mid",
     dtype: Annotated[
         DType | None,
-        typer.Option(help="What the model computes in. [default: float16 on a GPU, else float32]"),
+        typer.Option(
+            help="What the model computes in.", show_default="float16 on a GPU, else float32"
+        ),
     ] = None,
     store_dtype: Annotated[
-        DType | None, typer.Option(help="What is kept. [default: the same as --dtype]")
+        DType | None, typer.Option(help="What is kept.", show_default="the same as --dtype")
     ] = None,
     sample_positions: Annotated[
-        int | None, typer.Option(min=1, help="Draw so many of those positions from each sample.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Draw so many of those positions from each sample.",
+            show_default="all of them",
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of that draw.")] = 0,
     max_new_tokens: Annotated[
         int | None,
-        typer.Option(min=1, help="Most tokens of a response (generated). [default: 512]"),
+        typer.Option(
+            min=1,
+            help="With --positions generated: most tokens of a response.",
+            show_default=str(DEFAULT_MAX_NEW_TOKENS),
+        ),
     ] = None,
     transcoders: Annotated[
         Path | None,
-        typer.Option(help="Folder of trained transcoder_L*.pt, whose features are kept as well."),
+        typer.Option(
+            help="Folder of trained transcoder_L*.pt, whose features are kept as well.",
+            show_default="none",
+        ),
     ] = None,
     pool: Annotated[
         Pool, typer.Option(help="How a sample's features are pooled over its positions.")
@@ -83,8 +112,9 @@ def capture_command(
     reuse_prefix: Annotated[
         bool | None,
         typer.Option(
-            help="Compute what precedes the queries on one picture once. [default: where several "
-            "queries share a picture and a trial shows that it changes nothing]"
+            help="Compute what precedes the queries on one picture once.",
+            show_default="where several queries share a picture and a trial shows that it changes "
+            "nothing",
         ),
     ] = None,
     compile_: Annotated[
@@ -93,26 +123,37 @@ def capture_command(
     num_workers: Annotated[
         int | None,
         typer.Option(
-            min=0, help="Processes that read pictures ahead. [default: 0 on a CPU, else 8]"
+            min=0,
+            help="Processes that read pictures ahead.",
+            show_default=f"0 on a CPU, else {MOST_WORKERS}",
         ),
     ] = None,
     max_samples: Annotated[
-        int | None, typer.Option(min=1, help="Capture only the first so many samples.")
+        int | None,
+        typer.Option(min=1, help="Capture only the first so many samples.", show_default="all"),
     ] = None,
     chunk_samples: Annotated[
         int | None,
-        typer.Option(min=1, help="Samples in one file. [default: 64 for last, else 8]"),
+        typer.Option(
+            min=1,
+            help="Samples in one file.",
+            show_default=f"{CHUNK_SAMPLES_LAST} with --positions last, else {CHUNK_SAMPLES}",
+        ),
     ] = None,
     on_error: Annotated[
         Literal["stop", "skip"],
         typer.Option(help="What an unreadable picture does: stop the run, or skip its sample."),
     ] = "stop",
     revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit of the model on the Hub.")
+        str | None,
+        typer.Option(help="Branch, tag or commit of the model on the Hub.", show_default="main"),
     ] = None,
     device_map: Annotated[
         Literal["auto"] | None,
-        typer.Option(help="Deal a model that no single GPU holds out to all of them."),
+        typer.Option(
+            help="Deal a model that no single GPU holds out to all of them.",
+            show_default="one device",
+        ),
     ] = None,
 ) -> None:
     """Run a model over a query file and keep its activations in a capture store.
@@ -181,6 +222,7 @@ def recapture_command(
     image_dir: Annotated[Path, typer.Option(help="Folder that holds the samples' pictures.")],
     samples: Annotated[int, typer.Option(min=1, help="How many, drawn at random.")] = 3,
     seed: Annotated[int, typer.Option(min=0, help="Of the draw.")] = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Capture some samples of a store again, and compare every vector."""
     need_extras("recapture", "capture")
@@ -196,6 +238,9 @@ def recapture_command(
         seed=seed,
         device=PartialState().device,
     )
+    if as_json:
+        typer.echo(json.dumps({"path": str(store), "right": True, **asdict(again)}))
+        return
     typer.echo(
         f"{store}: samples {', '.join(map(str, again.samples))} captured again; the largest "
         f"relative error is {again.largest_error:.1e}, {again.tolerance:.0e} is allowed"

@@ -14,11 +14,12 @@ import torch
 from capture.model.load import CaptureModel
 from capture.model.taps import Taps
 from capture.model.transcoders import Encoder
+from capture.passes.generation import OnAnswers
 from capture.passes.preparation import plan_batches, prepared_batches
 from capture.passes.prompts import Prompts, most_prompt_tokens
 from capture.samples.pictures import PictureSource
 from capture.samples.queries import Query
-from capture.settings import CaptureSettings
+from capture.settings import MOST_WORKERS, CaptureSettings
 from capture.sink.chunk import CapturedBatch, join_chunk, join_features, run_batch
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.store.chunk import write_chunk
@@ -28,7 +29,6 @@ from llava_amber_activations.store.layout import chunk_path
 # What `--batch-size auto` begins with; on a CPU more samples at once are no faster.
 _FIRST_BATCH_SIZE = {"cpu": 8}
 _FIRST_BATCH_SIZE_ON_GPU = 64
-_MOST_WORKERS = 8
 
 
 def make_chunks(
@@ -43,6 +43,7 @@ def make_chunks(
     on_samples: Callable[[int], object],
     *,
     share_prefixes: bool = False,
+    on_answers: OnAnswers | None = None,
 ) -> None:
     """Capture and write chunks, in order.
 
@@ -58,6 +59,7 @@ def make_chunks(
         on_samples: called with the number of samples done, or less than none for a chunk that is
             begun again.
         share_prefixes: whether queries on one picture share its prefix.
+        on_answers: is told how far the answers of a batch are, while they are generated.
 
     Raises:
         ActivationsError: a picture is unreadable, a value does not fit, or not even one sample
@@ -74,7 +76,8 @@ def make_chunks(
             counted = 0
             try:
                 for number, batches in _run_chunks(
-                    remaining, source, prompts, model, taps, settings, encoders, size, share
+                    *(remaining, source, prompts, model, taps, settings, encoders, size, share),
+                    on_answers,
                 ):
                     held: list[CapturedBatch] = []
                     for batch in batches:
@@ -108,6 +111,7 @@ def _run_chunks(
     encoders: Mapping[int, Encoder],
     batch_size: int,
     share_prefixes_of: int | None,
+    on_answers: OnAnswers | None,
 ) -> Iterator[tuple[int, Iterator[CapturedBatch]]]:
     """Yield each chunk's number with its batches, which run as they are taken."""
     plans = [
@@ -125,14 +129,17 @@ def _run_chunks(
         most_tokens=most_prompt_tokens(model, settings.response_tokens),
     )
     for number, batches in groupby(prepared, key=lambda batch: batch.plan.chunk):
-        yield number, (run_batch(batch, model, taps, settings, encoders) for batch in batches)
+        yield (
+            number,
+            (run_batch(batch, model, taps, settings, encoders, on_answers) for batch in batches),
+        )
 
 
 def _num_workers(settings: CaptureSettings, device: torch.device) -> int:
     if settings.num_workers is not None:
         return settings.num_workers
     # On a CPU the model wants every core itself.
-    return 0 if device.type == "cpu" else min(_MOST_WORKERS, (os.cpu_count() or 1) - 1)
+    return 0 if device.type == "cpu" else min(MOST_WORKERS, (os.cpu_count() or 1) - 1)
 
 
 @contextmanager

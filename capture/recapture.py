@@ -18,6 +18,7 @@ from capture.samples.queries import Query
 from capture.settings import CaptureSettings
 from capture.sink.chunk import join_chunk, run_batch
 from capture.sink.provenance import local_weights_sha256, make_recipe
+from llava_amber_activations.console.progress import Progress, progress_of
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.formats.columns import ROW_TENSORS, SAMPLE
 from llava_amber_activations.formats.dtypes import torch_dtype
@@ -104,7 +105,7 @@ def recapture(
     allowed = tolerance(dtype)
     largest = 0.0
     with Taps(loaded.decoder, settings.x_site, torch_dtype(recipe.store_dtype)) as taps:
-        for record in chosen:
+        for record in progress_of(chosen, "recapture", unit="sample"):
             query = Query(record.sample, record.id, record.image, record.query)
             prepared = prepared_batches(
                 plan_batches(0, [query], make_prompts([query], loaded, None), 1),
@@ -170,7 +171,8 @@ def _check_weights(store: Path, recorded: str | None, model: str) -> None:
     Raises:
         ActivationsError: they are others.
     """
-    found = local_weights_sha256(model) if recorded else None
+    with Progress(f"checksum of {model}"):
+        found = local_weights_sha256(model) if recorded else None
     if found is not None and found != recorded:
         raise ActivationsError(
             f"{model} cannot recapture {store}: its recipe differs in weights_sha256 ({recorded}, "

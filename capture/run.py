@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from capture.model.decoder import compile_layers
 from capture.model.load import CaptureModel, default_dtype, load_model
@@ -22,6 +20,8 @@ from capture.samples.queries import Query
 from capture.settings import CaptureSettings
 from capture.sink.provenance import local_weights_sha256, make_recipe
 from capture.sink.store_lock import captured_into
+from llava_amber_activations.console.progress import Progress
+from llava_amber_activations.console.verbosity import note
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files.leftovers import is_empty_or_missing
 from llava_amber_activations.formats.dtypes import torch_dtype
@@ -94,6 +94,7 @@ def _capture(
             device=device,
             revision=settings.revision,
             device_map=settings.device_map,
+            shown=rank == 0,
         )
     prompts = make_prompts(queries, model, most_prompt_tokens(model, settings.response_tokens))
     if prompts.unusable and settings.on_error == "stop":
@@ -123,9 +124,16 @@ def _capture(
         for number in missing_chunks(store, recipe)
         if number % world_size == rank
     }
-    with tqdm(
-        total=sum(map(len, todo.values())), unit=" samples", desc="capture", disable=rank != 0
-    ) as progress:
+    n_samples = sum(map(len, todo.values()))
+    with Progress("capture", total=n_samples, unit="sample", shown=rank == 0) as progress:
+
+        def say_answers(n_tokens: int, n_ended: int, n_answers: int) -> None:
+            progress.update(
+                0,
+                note=f"answers: {n_tokens} of at most {settings.response_tokens} tokens, "
+                f"{n_ended} of {n_answers} ended",
+            )
+
         kept = torch_dtype(recipe.store_dtype)
         make_chunks(
             *(
@@ -140,6 +148,7 @@ def _capture(
                 progress.update,
             ),
             share_prefixes=shares_prefixes,
+            on_answers=say_answers,
         )
     complete = not missing_chunks(store, recipe)
     records = finish_store(store, recipe) if complete else None
@@ -176,7 +185,7 @@ def _shares_prefixes(
             f"--reuse-prefix does not hold for {settings.model}: {problem}. Leave it out"
         )
     if say and settings.response_tokens is None:
-        tqdm.write(f"The pictures' prefixes are not reused: {problem}", file=sys.stderr)
+        note(f"The pictures' prefixes are not reused: {problem}")
     return False
 
 

@@ -11,8 +11,11 @@ DEFAULT_MAX_NEW_TOKENS = 512
 
 # One row of LLaVA-1.5-7B is 512 KiB, and a sample has about 600 of them when all are kept: these
 # defaults hold a chunk to about 32 MiB and 2.4 GiB.
-_CHUNK_SAMPLES = {"last": 64}
-_CHUNK_SAMPLES_MANY_ROWS = 8
+CHUNK_SAMPLES_LAST = 64
+CHUNK_SAMPLES = 8
+
+# More processes do not read pictures faster than one GPU takes them.
+MOST_WORKERS = 8
 
 
 @dataclass(frozen=True)
@@ -68,5 +71,5 @@ class CaptureSettings:
     @property
     def samples_per_chunk(self) -> int:
         """Samples in each chunk of the store."""
-        default = _CHUNK_SAMPLES.get(self.positions, _CHUNK_SAMPLES_MANY_ROWS)
+        default = CHUNK_SAMPLES_LAST if self.positions == "last" else CHUNK_SAMPLES
         return self.chunk_samples or default

@@ -26,6 +26,7 @@ from llava_amber_activations.formats.dataset_folder import (
 )
 from llava_amber_activations.formats.layers import LayerWindow, split_layer, split_name
 from llava_amber_activations.formats.schema import features_of
+from llava_amber_activations.formats.sizes import readable_size
 
 # A folder that has not been pushed has no name on the Hub yet.
 NO_REPO_ID = "OWNER/NAME"
@@ -118,15 +119,6 @@ def _target_counts(manifest: Manifest) -> dict[str, int]:
         return {}
     window = LayerWindow(manifest.recipe.n_layers, manifest.n_targets)
     return {split_name(layer): len(window.targets(layer)) for layer in window.sources}
-
-
-def readable_size(n_bytes: float) -> str:
-    """Return a number of bytes as people read it: `131.2 MB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:.1f} TB"
 
 
 def _size_category(n_rows: int) -> str:

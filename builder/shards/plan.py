@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-
-from llava_amber_activations.errors import ActivationsError
 
 MAX_GROUP_ROWS = 64
 MAX_GROUP_BYTES = 64 << 20
-
-_SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[kKMGT]?)(?P<binary>i?)B?")
-_MOST_DIGITS = 16
-_POWERS = {"": 0, "k": 1, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
 def plan_row_groups(rows_of_samples: Sequence[int], row_bytes: int) -> list[range]:
@@ -76,19 +69,3 @@ def _filled(groups: Sequence[range], row_bytes: int, shard_bytes: int) -> list[l
         shards[-1].append(group)
         filled += size
     return shards
-
-
-def parse_size(text: str) -> int:
-    """Parse a size such as `500MB` or `1GiB` into bytes (MB is 10⁶ and MiB is 2²⁰).
-
-    Raises:
-        ActivationsError: the text is no size, or less than a byte.
-    """
-    match = _SIZE.fullmatch(text.strip())
-    size = 0
-    if match and len(match["number"]) < _MOST_DIGITS:
-        base = 1024 if match["binary"] else 1000
-        size = int(float(match["number"]) * base ** _POWERS[match["unit"]])
-    if size < 1:
-        raise ActivationsError(f"'{text}' is not a size: write 500MB or 1GiB")
-    return size

@@ -13,12 +13,12 @@ from threading import Thread
 
 import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
 
 from builder.contents.contents import Contents
 from builder.shards.moments import Moments, merge_all, moments_of
 from builder.shards.plan import plan_row_groups, plan_shards
 from builder.shards.writer import open_shard
+from llava_amber_activations.console.progress import Progress
 from llava_amber_activations.formats.arrow_vectors import (
     Vectors,
     targets_to_arrow,
@@ -129,7 +129,7 @@ def write_shards(
         `num_proc`.
     """
     entries, moments = {}, []
-    with tqdm(total=len(tasks), unit=" shards", desc=label) as progress:
+    with Progress(label, total=len(tasks), unit="shard") as progress:
         done = _done(folder, contents, tasks, num_proc)
         for task, (entry, shard_moments) in zip(tasks, done, strict=True):
             if task.path is not None and entry is not None:

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from capture.model.decoder import Decoder, check_sites, find_decoder
+from llava_amber_activations.console.progress import Progress
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.formats.dtypes import torch_dtype
 
@@ -82,16 +83,31 @@ def load_model(
     device: torch.device,
     revision: str | None = None,
     device_map: str | None = None,
+    shown: bool = True,
 ) -> CaptureModel:
     """Load `name` (a Hub id or a folder) and check that it can be captured.
 
     Args:
         device_map: "auto" deals the layers out to every device that this process sees, for a model
             that no single one holds; `device` is then where the first of them is.
+        shown: whether this process says how long it takes.
 
     Raises:
         ActivationsError: it cannot be loaded, has no chat template, or its layers are not those
             of `capture.model.decoder`.
+    """
+    with Progress(f"load {name}", shown=shown):
+        processor, model = _from_pretrained(name, dtype, revision, device_map)
+        return prepare_model(model, processor, None if device_map else device)
+
+
+def _from_pretrained(
+    name: str, dtype: str, revision: str | None, device_map: str | None
+) -> tuple[Any, Any]:
+    """Load the processor and the model of `name`, as they are.
+
+    Raises:
+        ActivationsError: either cannot be loaded.
     """
     try:
         processor = AutoProcessor.from_pretrained(name, revision=revision)
@@ -114,7 +130,7 @@ def load_model(
             f"cannot load the model {name}: {reason}. Give a folder that holds a vision-language "
             "model and its processor, or a model id of the Hub"
         ) from None
-    return prepare_model(model, processor, None if device_map else device)
+    return processor, model
 
 
 def prepare_model(model: Any, processor: Any, device: torch.device | None) -> CaptureModel:

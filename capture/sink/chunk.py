@@ -10,7 +10,7 @@ import torch
 from capture.model.load import CaptureModel
 from capture.model.taps import Taps
 from capture.model.transcoders import Encoder, pool
-from capture.passes.generation import append_responses, generate_responses
+from capture.passes.generation import OnAnswers, append_responses, generate_responses
 from capture.passes.host_copy import HostCopy
 from capture.passes.positions import ChosenRows, PositionChoice, select_rows
 from capture.passes.prefix import run_prefixed
@@ -53,8 +53,12 @@ def run_batch(
     taps: Taps,
     settings: CaptureSettings,
     encoders: Mapping[int, Encoder],
+    on_answers: OnAnswers | None = None,
 ) -> CapturedBatch:
     """Run one batch through the model, its response first where one is wanted.
+
+    Args:
+        on_answers: is told how far the responses are.
 
     Raises:
         ActivationsError: a picture was unreadable, and `on_error` is "stop".
@@ -82,6 +86,7 @@ def run_batch(
             settings.response_tokens,
             model.pad_token_id,
             [model.image_token_id],
+            on_answers,
         )
         inputs, lengths = append_responses(inputs, ids, model.pad_token_id)
         texts = model.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)

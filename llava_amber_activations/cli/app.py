@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+from llava_amber_activations import __version__
 from llava_amber_activations.cli.command_line import new_app, run_app
 from llava_amber_activations.extras import need_extras
 
@@ -22,11 +23,27 @@ COMMANDS_GROUP = "llava_amber_activations.commands"
 
 def assemble() -> typer.Typer:
     """Make the application of all commands that are declared."""
-    app = new_app("Capture, build, read, export and publish the activations of LLaVA-type models.")
+    app = new_app(completion=True)
+    app.callback()(options)
     app.command()(demo)
     for entry in sorted(entry_points(group=COMMANDS_GROUP), key=lambda entry: entry.name):
         entry.load()(app)
     return app
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"llava-amber {__version__}")
+        raise typer.Exit
+
+
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_say_version, is_eager=True, help="Say the version."),
+    ] = False,
+) -> None:
+    """Capture, build, read, export and publish the activations of LLaVA-type models."""
 
 
 def demo(

@@ -2,13 +2,11 @@
 
 from itertools import accumulate
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from builder.contents.spans import spans
-from builder.shards.plan import parse_size, plan_row_groups, plan_shards
-from llava_amber_activations import ActivationsError
+from builder.shards.plan import plan_row_groups, plan_shards
 
 samples = st.lists(st.integers(0, 200), max_size=60)
 row_sizes = st.integers(1, 100 << 20)
@@ -76,20 +74,6 @@ def test_shards_of_the_real_data():
     """1004 rows of 512 kB: 16 row groups, and two shards of eight, not of fourteen and two."""
     groups = plan_row_groups([1] * 1004, 64 * 8192)
     assert [len(shard) for shard in plan_shards(groups, 64 * 8192, 500_000_000)] == [8, 8]
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [("500MB", 500_000_000), ("1GiB", 1 << 30), ("1.5 kB", 1500), ("12", 12), ("2G", 2 * 10**9)],
-)
-def test_sizes(text, size):
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "MB", "-1MB", "0", "many", "1.2.3MB", "1XB"])
-def test_what_is_no_size(text):
-    with pytest.raises(ActivationsError, match="is not a size"):
-        parse_size(text)
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=9), st.data())
