@@ -22,6 +22,7 @@ from pathlib import Path
 IMPORTS = (
     "accelerate",
     "builder.build",
+    "builder.commands",
     "builder.conversion",
     "builder.export",
     "builder.folder.figures",
@@ -29,7 +30,7 @@ IMPORTS = (
     "builder.push",
     "builder.verify",
     "capture.run",
-    "capture.command",
+    "capture.commands",
     "datasets",
     "huggingface_hub",
     "llava_amber_activations.cli.app",
