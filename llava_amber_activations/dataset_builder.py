@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import datasets
@@ -69,8 +70,10 @@ class LlavaAmberActivations(datasets.ArrowBasedBuilder):
     # Rows are up to 1 MiB: the default of 1000 would hold, and lay in one Arrow chunk, a gigabyte.
     DEFAULT_WRITER_BATCH_SIZE = 64
 
-    # What a manifest says of the shards. No part of the configuration, which names the cache.
+    # What a manifest says of the shards, and their checksums by their addresses. No part of the
+    # configuration, which names the cache.
     expected: Expected = NOTHING_EXPECTED
+    checksums: Mapping[str, str] = MappingProxyType({})
 
     def _info(self) -> datasets.DatasetInfo:
         # The width and the dtype stand in the shards: `_split_generators` fills the features in.
@@ -89,20 +92,18 @@ class LlavaAmberActivations(datasets.ArrowBasedBuilder):
         if n_columns > len(schema):
             # Layers share targets: the whole shards are fewer bytes than every layer's columns.
             files = dl_manager.download(files)
-        views = {split_name(layer): self._view(layer) for layer in layers}
         if self.info.features is None:
-            view = next(iter(views.values()))
-            self.info.features = features_of(layer_schema(schema, view, files[0]))
+            self.info.features = features_of(layer_schema(schema, files[0]))
         return [
             datasets.SplitGenerator(
-                name=name,
+                name=split_name(layer),
                 gen_kwargs={
                     "files": files,
                     "row_groups_list": [None] * len(files),
-                    "view": view,
+                    "wanted": WantedLayer(layer, config.n_targets, config.first_target),
                 },
             )
-            for name, view in views.items()
+            for layer in layers
         ]
 
     def _shards(self, files: list[str]) -> Shards:
@@ -112,16 +113,13 @@ class LlavaAmberActivations(datasets.ArrowBasedBuilder):
         expected = dataclasses.replace(self.expected, width=x.list_size, dtype=dtype)
         return Shards(files, expected, checked=True)
 
-    def _view(self, layer: int) -> WantedLayer:
-        return WantedLayer(layer, self.config.n_targets, self.config.first_target)
-
     def _generate_shards(
-        self, files: list[str], row_groups_list: list[Any], view: WantedLayer
+        self, files: list[str], row_groups_list: list[Any], wanted: WantedLayer
     ) -> Iterator[str]:
         yield from files
 
     def _generate_more_gen_kwargs(
-        self, files: list[str], row_groups_list: list[Any], view: WantedLayer
+        self, files: list[str], row_groups_list: list[Any], wanted: WantedLayer
     ) -> Iterator[dict[str, Any]]:
         """Cut shards into row groups, for streams that are read by more workers than shards."""
         shards = self._shards(files)
@@ -130,11 +128,11 @@ class LlavaAmberActivations(datasets.ArrowBasedBuilder):
             yield {
                 "files": [file] * len(groups),
                 "row_groups_list": [(group,) for group in groups],
-                "view": view,
+                "wanted": wanted,
             }
 
     def _generate_tables(
-        self, files: list[str], row_groups_list: list[Any], view: WantedLayer
+        self, files: list[str], row_groups_list: list[Any], wanted: WantedLayer
     ) -> Iterator[tuple[Key, pa.Table]]:
         shards = self._shards(files)
         schema = self.info.features.arrow_schema
@@ -145,7 +143,7 @@ class LlavaAmberActivations(datasets.ArrowBasedBuilder):
                     yield shards.row_group(path, number)
 
         def read(file: ShardFile, number: int) -> pa.Table:
-            return read_layer(file, number, view).cast(schema)
+            return read_layer(file, number, wanted).cast(schema)
 
         for count, table in enumerate(read_in_order(shards, groups(), read)):
             yield Key(0, count), table

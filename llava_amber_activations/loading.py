@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import datasets
 from datasets.data_files import DataFilesDict, DataFilesList
 
-from llava_amber_activations.batches.layer_stream import digest_of, layer_stream, remember_stream
+from llava_amber_activations.batches.layer_stream import digest_of
 from llava_amber_activations.dataset_builder import LlavaAmberActivations
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.formats.layers import split_name
@@ -50,29 +51,29 @@ def load_activations(
             as many targets.
     """
     opened = open_source(source, revision)
-    view = wanted_layer(opened, layer, n_targets, first_target)
-    shards = layer_shards(opened, view)
+    wanted = wanted_layer(opened, layer, n_targets, first_target)
+    shards = layer_shards(opened, wanted)
     urls = [opened.url(path) for path in shards]
     split = split_name(layer)
+    checksums = [opened.manifest.files[path].sha256 for path in shards]
     with source_errors(opened.name, opened.root), _missing_files():
         # What is prepared is named after what is in it, not after where it came from: it is found
         # again offline, where the shards have no address. They are listed, so nobody is asked.
         files = DataFilesList(urls, origin_metadata=[("",)] * len(urls))
         builder = LlavaAmberActivations(
             dataset_name="llava_amber_activations",
-            config_id=f"{split}-{view.n_targets}-{first_target}",
+            config_id=f"{split}-{wanted.n_targets}-{first_target}",
             data_files=DataFilesDict({"train": files}),
-            hash=digest_of([opened.manifest.files[path].sha256 for path in shards]),
+            hash=digest_of(checksums),
             cache_dir=None if cache_dir is None else str(cache_dir),
-            n_targets=view.n_targets,
+            n_targets=wanted.n_targets,
             first_target=first_target,
             layers=[layer],
         )
         builder.expected = expected_of(opened, shards)
         if streaming:
-            stream = builder.as_streaming_dataset(split=split)
-            remember_stream(stream, layer_stream(opened, view))
-            return stream
+            builder.checksums = dict(zip(urls, checksums, strict=True))
+            return builder.as_streaming_dataset(split=split)
         _prepare(builder)
         dataset: Any = builder.as_dataset(split=split)
         return dataset
@@ -89,9 +90,12 @@ def _missing_files() -> Iterator[None]:
 
 
 def _prepare(builder: LlavaAmberActivations) -> None:
-    """Prepare the Arrow file; what is wrong with a shard is said as it was found."""
+    """Prepare the Arrow file; what is wrong with a shard is said as it was found.
+
+    It is one file, whose mapping is one buffer: batches are copied out of it in one call.
+    """
     try:
-        builder.download_and_prepare()
+        builder.download_and_prepare(max_shard_size=sys.maxsize)
     except datasets.exceptions.DatasetGenerationError as error:
         if isinstance(error.__cause__, ActivationsError):
             raise error.__cause__ from None

@@ -133,7 +133,7 @@ class ActivationBatches(IterableDataset[Batch]):
         """Return where this process is: what the order depends on, and the rows of it done.
 
         Raises:
-            ActivationsError: worker processes iterate, whose places are not known here.
+            ActivationsError: worker processes iterate, which this one does not see.
         """
         if self._loaded is not None:
             return dict(self._loaded)
@@ -199,16 +199,16 @@ class ActivationBatches(IterableDataset[Batch]):
 
 def _batches(blocks: Iterator[Block], batch_size: int, gather: BatchGather) -> Iterator[Batch]:
     """Cut and join blocks into batches; the last one may be smaller."""
-    held: list[Block] = []
-    n_held = 0
-    for places, rows in blocks:
+    kept: list[Block] = []
+    n_kept = 0
+    for held, rows in blocks:
         start = 0
-        while n_held + len(rows) - start >= batch_size:
-            stop = start + batch_size - n_held
-            yield gather.batch([*held, (places, rows[start:stop])])
-            held, n_held, start = [], 0, stop
+        while n_kept + len(rows) - start >= batch_size:
+            stop = start + batch_size - n_kept
+            yield gather.batch([*kept, (held, rows[start:stop])])
+            kept, n_kept, start = [], 0, stop
         if start < len(rows):
-            held.append((places, rows[start:]))
-            n_held += len(rows) - start
-    if held:
-        yield gather.batch(held)
+            kept.append((held, rows[start:]))
+            n_kept += len(rows) - start
+    if kept:
+        yield gather.batch(kept)

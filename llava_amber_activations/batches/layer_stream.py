@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
+from typing import Any
 
 import numpy as np
 
 from llava_amber_activations.batches.parts import Part, check_skip, cut
-from llava_amber_activations.reading.layer_rows import read_layer_places
+from llava_amber_activations.reading.layer_rows import read_layer_rows
 from llava_amber_activations.reading.read_ahead import RowGroup, Shards, read_in_order
 from llava_amber_activations.reading.wanted_layer import WantedLayer, layer_shards, wanted_layer
 from llava_amber_activations.sources.footers import NOTHING_EXPECTED, Expected
 from llava_amber_activations.sources.shard_file import ShardFile
 from llava_amber_activations.sources.source import Source, expected_of, open_source
-from llava_amber_activations.vectors.gather import RowNumbers, RowPlaces, join_places
+from llava_amber_activations.vectors.held_rows import HeldRows, RowNumbers, join_rows
 from llava_amber_activations.vectors.recycled import RecycledMemory
-
-if TYPE_CHECKING:
-    import datasets
 
 
 @dataclass(frozen=True)
@@ -32,19 +29,46 @@ class LayerStream:
 
     Attributes:
         urls: addresses of the shards, in order.
-        view: the layer and its targets.
+        wanted: the layer and its targets.
         expected: what the manifest says of the shards.
         digest: of the shards' checksums: whatever has the same holds the same rows.
+        row_groups: of each shard, which of its row groups; None for all of them.
+        first_row, stop_row: which of those rows; all from the first on where `stop_row` is None.
     """
 
     urls: tuple[str, ...]
-    view: WantedLayer
+    wanted: WantedLayer
     expected: Expected = NOTHING_EXPECTED
     digest: str = ""
+    row_groups: tuple[Sequence[int] | None, ...] | None = None
+    first_row: int = 0
+    stop_row: int | None = None
+
+    @property
+    def n_rows(self) -> int | None:
+        """How many rows there are; None where that is not known before footers are read."""
+        counts = [self._rows_of(url, groups) for url, groups in self._shards()]
+        known = [count for count in counts if count is not None]
+        if len(known) < len(counts):
+            return None
+        stop = sum(known) if self.stop_row is None else min(self.stop_row, sum(known))
+        return max(stop - self.first_row, 0)
+
+    def identity(self) -> dict[str, Any]:
+        """Say which rows these are: what a saved state must have in common with them."""
+        of_layer = {
+            "dataset": self.digest,
+            "layer": self.wanted.layer,
+            "n_targets": self.wanted.n_targets,
+            "first_target": self.wanted.first_target,
+        }
+        if self.first_row == 0 and self.stop_row is None:
+            return of_layer
+        return {**of_layer, "rows": f"{self.first_row}-{self.stop_row}"}
 
     def blocks(
         self, part: Part, skip: int, *, batch_size: int, drop_last: bool
-    ) -> Iterator[tuple[RowPlaces, RowNumbers]]:
+    ) -> Iterator[tuple[HeldRows, RowNumbers]]:
         """Yield a part's rows in the order of the shards, from its row `skip` on.
 
         Each block is some rows, and which of them are wanted. A part's rows are one run of whole
@@ -54,16 +78,21 @@ class LayerStream:
             ActivationsError: the part has fewer rows than `skip`, or a shard is damaged.
         """
         shards = Shards(self.urls, self.expected)
-        if skip == 0 and part.n_parts == 1:
-            for places in self._read(shards, shards.row_groups()):
-                yield places, np.arange(len(places))
-            return
-        pieces = _cut(list(shards.row_groups()), part, batch_size, drop_last)
-        first, into = _find_row([len(rows) for _, rows in pieces], skip)
-        wanted = pieces[first:]
-        blocks = self._read(shards, [group for group, _ in wanted])
-        for (_, rows), places in zip(wanted, blocks, strict=True):
-            yield places, np.array(rows[into:])
+        pieces: Iterable[_Piece] = self._pieces(shards)
+        into = 0
+        if skip or part.n_parts > 1:
+            mine = _cut(list(pieces), part, batch_size, drop_last)
+            first, into = _find_row([len(rows) for _, rows in mine], skip)
+            pieces = mine[first:]
+        wanted: deque[range] = deque()
+
+        def groups() -> Iterator[RowGroup]:
+            for group, rows in pieces:
+                wanted.append(rows)
+                yield group
+
+        for held in self._read(shards, groups()):
+            yield held, np.array(wanted.popleft()[into:])
             into = 0
 
     def mixed_blocks(
@@ -76,7 +105,7 @@ class LayerStream:
         *,
         batch_size: int,
         drop_last: bool,
-    ) -> Iterator[tuple[RowPlaces, RowNumbers]]:
+    ) -> Iterator[tuple[HeldRows, RowNumbers]]:
         """Yield a part's rows mixed, from its row `skip` on of the order that `seed` gives.
 
         All row groups are put into random order, and each part has a run of them, which begins and
@@ -90,29 +119,53 @@ class LayerStream:
             ActivationsError: as `blocks`.
         """
         shards = Shards(self.urls, self.expected)
-        groups = list(shards.row_groups())
-        order = np.random.default_rng(seed).permutation(len(groups))
-        mine = _cut([groups[number] for number in order], part, batch_size, drop_last)
+        pieces = list(self._pieces(shards))
+        order = np.random.default_rng(seed).permutation(len(pieces))
+        mine = _cut([pieces[number] for number in order], part, batch_size, drop_last)
         windows = _windows(mine, first_rows, window_rows)
         first, into = _find_row([sum(len(rows) for _, rows in w) for w in windows], skip)
         wanted = windows[first:]
         blocks = self._read(shards, [group for window in wanted for group, _ in window])
         for number, window in enumerate(wanted, start=first):
             read = [next(blocks) for _ in window]
-            places = join_places(read)
             starts = np.cumsum([0, *(len(each) for each in read)])
             rows = np.concatenate(
                 [start + np.array(rows) for start, (_, rows) in zip(starts, window, strict=False)]
             )
             mixed = np.random.default_rng([*seed, part.number, number]).permutation(rows)
-            yield places, mixed[into:]
+            yield join_rows(read), mixed[into:]
             into = 0
 
-    def _read(self, shards: Shards, groups: Iterable[RowGroup]) -> Iterator[RowPlaces]:
+    def _pieces(self, shards: Shards) -> Iterator[_Piece]:
+        """Yield the row groups that hold the rows; a footer is read when its turn comes."""
+        row, stop = 0, self.stop_row
+        for url, chosen in self._shards():
+            if stop is not None and row >= stop:
+                return
+            known = self._rows_of(url, chosen)
+            if known is not None and row + known <= self.first_row:
+                row += known
+                continue
+            every = range(shards.footer(url).num_row_groups)
+            for number in every if chosen is None else chosen:
+                group = shards.row_group(url, number)
+                last = group.n_rows if stop is None else min(stop - row, group.n_rows)
+                rows = range(max(self.first_row - row, 0), last)
+                row += group.n_rows
+                if rows:
+                    yield group, rows
+
+    def _shards(self) -> Iterable[tuple[str, Sequence[int] | None]]:
+        return zip(self.urls, self.row_groups or [None] * len(self.urls), strict=True)
+
+    def _rows_of(self, url: str, row_groups: Sequence[int] | None) -> int | None:
+        return self.expected.rows.get(url) if row_groups is None else None
+
+    def _read(self, shards: Shards, groups: Iterable[RowGroup]) -> Iterator[HeldRows]:
         memory = RecycledMemory()
 
-        def read(file: ShardFile, number: int) -> RowPlaces:
-            return read_layer_places(file, number, self.view, memory)
+        def read(file: ShardFile, number: int) -> HeldRows:
+            return read_layer_rows(file, number, self.wanted, memory)
 
         return read_in_order(shards, groups, read)
 
@@ -143,20 +196,20 @@ def open_layer(
             as many targets.
     """
     opened = open_source(source, revision)
-    view = wanted_layer(opened, layer, n_targets, first_target)
-    return layer_stream(opened, view)
+    wanted = wanted_layer(opened, layer, n_targets, first_target)
+    return layer_stream(opened, wanted)
 
 
-def layer_stream(source: Source, view: WantedLayer) -> LayerStream:
+def layer_stream(source: Source, wanted: WantedLayer) -> LayerStream:
     """Return the stream of a layer's shards.
 
     Raises:
         ActivationsError: as `layer_shards`.
     """
-    paths = layer_shards(source, view)
+    paths = layer_shards(source, wanted)
     urls = tuple(source.url(path) for path in paths)
     checksums = [source.manifest.files[path].sha256 for path in paths]
-    return LayerStream(urls, view, expected_of(source, paths), digest_of(checksums))
+    return LayerStream(urls, wanted, expected_of(source, paths), digest_of(checksums))
 
 
 def digest_of(checksums: Sequence[str]) -> str:
@@ -168,11 +221,14 @@ def digest_of(checksums: Sequence[str]) -> str:
 _Piece = tuple[RowGroup, range]
 
 
-def _cut(groups: Sequence[RowGroup], part: Part, batch_size: int, drop_last: bool) -> list[_Piece]:
-    """Return a part's run of the rows of some row groups, in their order."""
-    counts = [group.n_rows for group in groups]
-    rows = part.rows(sum(counts), batch_size, drop_last=drop_last)
-    return [(groups[number], wanted) for number, wanted in cut(counts, rows)]
+def _cut(pieces: Sequence[_Piece], part: Part, batch_size: int, drop_last: bool) -> list[_Piece]:
+    """Return a part's run of the rows of some pieces, in their order."""
+    counts = [len(rows) for _, rows in pieces]
+    mine = part.rows(sum(counts), batch_size, drop_last=drop_last)
+    return [
+        (pieces[number][0], pieces[number][1][among.start : among.stop])
+        for number, among in cut(counts, mine)
+    ]
 
 
 def _windows(pieces: Sequence[_Piece], first_rows: int, window_rows: int) -> list[list[_Piece]]:
@@ -201,18 +257,3 @@ def _find_row(counts: Sequence[int], skip: int) -> tuple[int, int]:
             return number, row
         row -= count
     return len(counts), 0
-
-
-# A stream that `datasets` has derived from another one is not in here: what was done to it cannot
-# be seen from outside, so its rows are taken from `datasets` itself.
-_STREAMS: WeakKeyDictionary[datasets.IterableDataset, LayerStream] = WeakKeyDictionary()
-
-
-def remember_stream(dataset: datasets.IterableDataset, stream: LayerStream) -> None:
-    """Remember which shards a streaming dataset reads."""
-    _STREAMS[dataset] = stream
-
-
-def stream_of(dataset: datasets.IterableDataset) -> LayerStream | None:
-    """Return which shards a streaming dataset reads, if `load_activations` made it as it is."""
-    return _STREAMS.get(dataset)

@@ -10,21 +10,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from llava_amber_activations.batches.layer_stream import LayerStream, stream_of
+from llava_amber_activations.batches.derived_streams import layer_of_stream
+from llava_amber_activations.batches.layer_stream import LayerStream
 from llava_amber_activations.batches.parts import Part, check_skip
 from llava_amber_activations.errors import ActivationsError
-from llava_amber_activations.vectors.gather import (
-    BatchGather,
-    RowNumbers,
-    RowPlaces,
-    places_in_table,
-)
+from llava_amber_activations.vectors.gather import BatchGather
+from llava_amber_activations.vectors.held_rows import HeldRows, RowNumbers, rows_of_table
 
 if TYPE_CHECKING:
     import datasets
 
 # Some rows, and which of them come next.
-Block = tuple[RowPlaces, RowNumbers]
+Block = tuple[HeldRows, RowNumbers]
 
 # Rows that are mixed with one another when a stream is shuffled: 70 to 600 MB of them, by the
 # number of targets. Two batches at least, or a batch would be a run of row groups.
@@ -71,7 +68,7 @@ def order_of(dataset: Any, batch_size: int, *, shuffle: bool, drop_last: bool) -
             f"activation_batches takes one split, not a {type(dataset).__name__}: choose a layer, "
             'as in dataset["L5"]'
         )
-    stream = stream_of(dataset)
+    stream = layer_of_stream(dataset)
     if stream is not None:
         return _LayerOrder(stream, *options)
     return _StreamOrder(dataset, *options)
@@ -105,7 +102,7 @@ class _PreparedOrder:
         return {"dataset": self._digest}
 
     def blocks(self, seed: tuple[int, int], part: Part, skip: int) -> Iterator[Block]:
-        places, rows = self._rows()
+        held, rows = self._rows()
         size = self._batch_size
         n_rows = len(rows)
         if self._shuffle:
@@ -116,13 +113,13 @@ class _PreparedOrder:
         check_skip(skip, sum(min(size, n_rows - start) for start in starts))
         into = skip % size
         for start in starts[skip // size :]:
-            yield places, rows[start + into : start + size]
+            yield held, rows[start + into : start + size]
             into = 0
 
     def _rows(self) -> Block:
         if self._found is None:
             table, rows = _table_of(self._dataset)
-            self._found = places_in_table(table), rows
+            self._found = rows_of_table(table), rows
         return self._found
 
 
@@ -143,18 +140,10 @@ class _LayerOrder:
 
     @property
     def n_rows(self) -> int | None:
-        counts = [self._stream.expected.rows.get(url) for url in self._stream.urls]
-        known = [count for count in counts if count is not None]
-        return sum(known) if len(known) == len(counts) else None
+        return self._stream.n_rows
 
     def identity(self) -> dict[str, Any]:
-        view = self._stream.view
-        return {
-            "dataset": self._stream.digest,
-            "layer": view.layer,
-            "n_targets": view.n_targets,
-            "first_target": view.first_target,
-        }
+        return self._stream.identity()
 
     def blocks(self, seed: tuple[int, int], part: Part, skip: int) -> Iterator[Block]:
         size, drop_last = self._batch_size, self._drop_last
@@ -204,7 +193,7 @@ class _StreamOrder:
             if number % step != first:
                 continue
             if left < len(table):
-                yield places_in_table(table), np.arange(left, len(table))
+                yield rows_of_table(table), np.arange(left, len(table))
             left = max(0, left - len(table))
         check_skip(skip, skip - left)
 
@@ -239,14 +228,14 @@ def _cut_stream(dataset: Any, n_parts: int) -> Any:
     return dataset if dataset.num_shards >= n_parts else dataset.reshard()
 
 
-def _digest_of_rows(places: RowPlaces, rows: RowNumbers) -> str:
+def _digest_of_rows(held: HeldRows, rows: RowNumbers) -> str:
     """Name some rows by their numbers, and by the vectors of the first and the last."""
     digest = hashlib.sha256(f"{len(rows)}".encode())
-    for name, column in places.integers.items():
+    for name, column in held.integers.items():
         digest.update(f"{name} {column.dtype}".encode() + column[rows].tobytes())
     if len(rows):
-        ends = BatchGather(in_parallel=False).batch([(places, rows[[0, -1]])])
-        for name in places.vectors:
+        ends = BatchGather(in_parallel=False).batch([(held, rows[[0, -1]])])
+        for name in held.vectors:
             vectors = ends[name].numpy()
             digest.update(f"{name} {vectors.shape} {vectors.dtype}".encode() + vectors.tobytes())
     return digest.hexdigest()[:16]

@@ -94,13 +94,23 @@ def targets_per_row(arrays: Sequence[pa.ListArray]) -> int:
     return counts.pop() if counts else 0
 
 
+def check_present(array: pa.Array) -> None:
+    """Check that nothing is missing.
+
+    Raises:
+        ActivationsError: a list or a number is.
+    """
+    if array.null_count:
+        raise ActivationsError("a vector or a number of a row is missing: the data is damaged")
+
+
 def elements_of(array: pa.Array) -> pa.Array:
     """View the elements of a list array's lists; `flatten` imports half of pyarrow first.
 
     Raises:
         ActivationsError: a list is missing.
     """
-    _check_present(array)
+    check_present(array)
     if pa.types.is_fixed_size_list(array.type):
         width = array.type.list_size
         return array.values.slice(array.offset * width, len(array) * width)
@@ -118,7 +128,7 @@ def numbers_of(array: pa.Array) -> npt.NDArray[Any]:
     Raises:
         ActivationsError: a number is missing.
     """
-    _check_present(array)
+    check_present(array)
     dtype = numpy_dtype(array.type)
     if not len(array):
         return np.empty(0, dtype)
@@ -140,11 +150,6 @@ def numpy_dtype(type_: pa.DataType) -> np.dtype[Any]:
         if is_of_kind(type_):
             return np.dtype(f"{kind}{type_.bit_width // 8}")
     raise ActivationsError(f"columns of {type_} cannot become tensors: leave them out")
-
-
-def _check_present(array: pa.Array) -> None:
-    if array.null_count:
-        raise ActivationsError("a vector or a number of a row is missing: the data is damaged")
 
 
 def _one_array(column: pa.ChunkedArray | pa.Array) -> pa.Array:

@@ -47,13 +47,13 @@ def wanted_layer(
         ActivationsError: the layer has no targets.
     """
     manifest = source.manifest
-    wanted = manifest.n_targets if n_targets is None else n_targets
-    view = WantedLayer(layer, wanted, first_target)
-    view.targets(manifest.recipe.n_layers)
-    return view
+    most = manifest.n_targets if n_targets is None else n_targets
+    wanted = WantedLayer(layer, most, first_target)
+    wanted.targets(manifest.recipe.n_layers)
+    return wanted
 
 
-def layer_shards(source: Source, view: WantedLayer) -> list[str]:
+def layer_shards(source: Source, wanted: WantedLayer) -> list[str]:
     """Return the shards to read a layer from: `all_layers` where it exists, else the layer's own.
 
     Raises:
@@ -63,26 +63,26 @@ def layer_shards(source: Source, view: WantedLayer) -> list[str]:
     shards = manifest.shards(ALL_LAYERS, ALL_LAYERS_SPLIT)
     if shards:
         return shards
-    shards = manifest.shards(DEFAULT_CONFIG, split_name(view.layer))
+    shards = manifest.shards(DEFAULT_CONFIG, split_name(wanted.layer))
     if not shards:
         have = ", ".join(manifest.splits(DEFAULT_CONFIG)) or "none"
         raise ActivationsError(
-            f"{source.name} has no layer {view.layer}: the layers it has are {have}"
+            f"{source.name} has no layer {wanted.layer}: the layers it has are {have}"
         )
-    if view.first_target == 0:
+    if wanted.first_target == 0:
         raise ActivationsError(
             f"{source.name} has no {ALL_LAYERS} config, and a layer's own split holds the targets "
             "from the next layer on: first_target=0 cannot be had"
         )
-    if view.n_targets > manifest.n_targets:
+    if wanted.n_targets > manifest.n_targets:
         raise ActivationsError(
             f"{source.name} has no {ALL_LAYERS} config, and a layer's own split holds "
-            f"{manifest.n_targets} targets: {view.n_targets} cannot be had"
+            f"{manifest.n_targets} targets: {wanted.n_targets} cannot be had"
         )
     return shards
 
 
-def check_columns(schema: pa.Schema, view: WantedLayer, where: object) -> list[str]:
+def check_columns(schema: pa.Schema, wanted: WantedLayer, where: object) -> list[str]:
     """Return the names of a layer's `x` and targets in an all_layers shard of this schema.
 
     The names are none where the shard is of the layer's own split.
@@ -94,8 +94,8 @@ def check_columns(schema: pa.Schema, view: WantedLayer, where: object) -> list[s
     if X in present:
         _check_types(schema, [X, TARGETS], where)
         return []
-    targets = view.targets(layers_of(schema, where))
-    names = [x_name(view.layer), *map(mlp_out_name, targets)]
+    targets = wanted.targets(layers_of(schema, where))
+    names = [x_name(wanted.layer), *map(mlp_out_name, targets)]
     missing = [name for name in names if name not in present]
     if missing:
         raise ActivationsError(

@@ -12,16 +12,14 @@ from hypothesis import strategies as st
 from llava_amber_activations import ActivationsError
 from llava_amber_activations.formats.arrow_vectors import targets_to_arrow, vectors_to_arrow
 from llava_amber_activations.formats.schema import default_schema
-from llava_amber_activations.vectors.gather import (
-    BatchGather,
-    RowGather,
-    RowPlaces,
-    VectorPlaces,
-    join_places,
-    places_in_table,
-    spans_of,
+from llava_amber_activations.vectors.gather import BatchGather
+from llava_amber_activations.vectors.held_rows import (
+    HeldRows,
+    HeldVectors,
+    join_rows,
+    rows_of_block,
+    rows_of_table,
 )
-from llava_amber_activations.vectors.recycled import RecycledMemory
 
 
 def layer_table(rows, n, width=6, dtype="float16", seed=0):
@@ -48,6 +46,10 @@ def taken(table, rows):
     return {name: np.array(found[name]) for name in found if name not in ("image", "kind")}
 
 
+def gathered(held, rows, *, in_parallel=True):
+    return BatchGather(in_parallel=in_parallel).batch([(held, np.array(rows, np.int64))])
+
+
 def check(batch, expected):
     assert batch.keys() == expected.keys()
     for name, tensor in batch.items():
@@ -68,37 +70,35 @@ def test_any_rows_of_any_chunks(sizes, n, dtype, in_parallel, data):
     start = data.draw(st.integers(0, len(table) - 1))
     table = table.slice(start, data.draw(st.integers(1, len(table) - start)))
     rows = data.draw(st.lists(st.integers(0, len(table) - 1), min_size=1, max_size=12))
-    gather = RowGather(places_in_table(table), RecycledMemory(), in_parallel=in_parallel)
-    batch = gather.rows(np.array(rows))
+    batch = gathered(rows_of_table(table), rows, in_parallel=in_parallel)
     assert batch["targets"].shape == (len(rows), n, 6) and batch["x"].dtype == getattr(torch, dtype)
     check(batch, taken(table, rows))
 
 
-def test_joined_places():
+def test_joined_rows():
     """Rows of several tables as if they were one, and nothing is copied for it."""
     tables = [layer_table(3, 2, seed=1), layer_table(4, 2, seed=2)]
-    places = join_places([places_in_table(table) for table in tables])
-    assert len(places) == 7
-    batch = RowGather(places, RecycledMemory(), in_parallel=True).rows(np.array([6, 0, 3]))
-    check(batch, taken(pa.concat_tables(tables), [6, 0, 3]))
+    held = join_rows([rows_of_table(table) for table in tables])
+    assert len(held) == 7
+    check(gathered(held, [6, 0, 3]), taken(pa.concat_tables(tables), [6, 0, 3]))
 
 
 def test_an_empty_table():
-    places = places_in_table(layer_table(0, 2))
-    assert len(places) == 0
-    batch = RowGather(places, RecycledMemory(), in_parallel=True).rows(np.empty(0, np.int64))
+    held = rows_of_table(layer_table(0, 2))
+    assert len(held) == 0
+    batch = gathered(held, [])
     assert batch["x"].shape == (0, 6) and len(batch["sample"]) == 0
 
 
 def test_batches_that_are_kept_stay_as_they_are():
     """Memory is used again only when nothing refers to it, a view or numpy's array included."""
     table = layer_table(40, 2)
-    gather = RowGather(places_in_table(table), RecycledMemory(), in_parallel=True)
-    kept = [gather.rows(np.arange(n, n + 4)) for n in range(8)]
-    views = [gather.rows(np.arange(n, n + 4))["x"][1:, :3] for n in range(8, 16)]
-    arrays = [gather.rows(np.arange(n, n + 4))["targets"].numpy() for n in range(16, 24)]
+    gather, held = BatchGather(in_parallel=True), rows_of_table(table)
+    kept = [gather.batch([(held, np.arange(n, n + 4))]) for n in range(8)]
+    views = [gather.batch([(held, np.arange(n, n + 4))])["x"][1:, :3] for n in range(8, 16)]
+    arrays = [gather.batch([(held, np.arange(n, n + 4))])["targets"].numpy() for n in range(16, 24)]
     for n in range(24, 36):
-        gather.rows(np.arange(n, n + 4))
+        gather.batch([(held, np.arange(n, n + 4))])
     for n, batch in enumerate(kept):
         check(batch, taken(table, list(range(n, n + 4))))
     for n, view in enumerate(views, start=8):
@@ -108,36 +108,36 @@ def test_batches_that_are_kept_stay_as_they_are():
 
 
 def test_memory_is_used_again():
-    gather = RowGather(places_in_table(layer_table(40, 2)), RecycledMemory(), in_parallel=True)
-    addresses = {gather.rows(np.arange(n, n + 4))["x"].data_ptr() for n in range(30)}
+    gather, held = BatchGather(in_parallel=True), rows_of_table(layer_table(40, 2))
+    addresses = {gather.batch([(held, np.arange(n, n + 4))])["x"].data_ptr() for n in range(30)}
     assert len(addresses) == 1
 
 
 def test_batches_are_the_callers_own():
     """Writing to one changes neither the data nor the next batch."""
     table = layer_table(4, 1)
-    gather = RowGather(places_in_table(table), RecycledMemory(), in_parallel=True)
-    gather.rows(np.arange(4))["x"].zero_()
-    check(gather.rows(np.arange(4)), taken(table, range(4)))
+    gather, held = BatchGather(in_parallel=True), rows_of_table(table)
+    gather.batch([(held, np.arange(4))])["x"].zero_()
+    check(gather.batch([(held, np.arange(4))]), taken(table, range(4)))
 
 
 def test_rows_that_differ_in_their_targets():
     parts = [layer_table(2, 1), layer_table(2, 2)]
     with pytest.raises(ActivationsError, match="differ in their number of targets"):
-        places_in_table(pa.concat_tables(parts))
+        rows_of_table(pa.concat_tables(parts))
 
 
 @pytest.mark.parametrize("value", [None, [None, 1.0]])
 def test_missing_values(value):
     column = pa.array([[0.0, 1.0], value], pa.list_(pa.float32(), 2))
     with pytest.raises(ActivationsError, match="is missing"):
-        places_in_table(pa.table({"x": column}))
+        rows_of_table(pa.table({"x": column}))
 
 
-def test_addresses_do_not_travel():
+def test_held_rows_do_not_travel():
     """To another process they would be somebody else's memory."""
     with pytest.raises(TypeError, match="another process"):
-        pickle.dumps(places_in_table(layer_table(2, 1)))
+        pickle.dumps(rows_of_table(layer_table(2, 1)))
 
 
 def shifted(array, by):
@@ -159,8 +159,7 @@ def test_buffers_that_do_not_begin_at_an_element(dtype, by):
     vectors = np.arange(24).reshape(4, 6).astype(dtype)
     whole = vectors_to_arrow(vectors)
     table = pa.table({"x": pa.chunked_array([whole, shifted(whole, by)])})
-    places = places_in_table(table)
-    batch = RowGather(places, RecycledMemory(), in_parallel=True).rows(np.arange(8))
+    batch = gathered(rows_of_table(table), range(8))
     assert np.array_equal(batch["x"].numpy(), np.concatenate([vectors, vectors]))
 
 
@@ -168,28 +167,85 @@ def test_buffers_that_do_not_begin_at_an_element(dtype, by):
 def test_rows_of_other_vectors_are_no_batch(other):
     """Otherwise the second table's vectors would be read past their ends."""
     tables = layer_table(3, 2), layer_table(3, **{"n": 2, **other})
-    parts = [(places_in_table(table), np.arange(3)) for table in tables]
+    parts = [(rows_of_table(table), np.arange(3)) for table in tables]
     with pytest.raises(ActivationsError, match=r"differ in their columns.*build or download"):
         BatchGather(in_parallel=True).batch(parts)
 
 
-@pytest.mark.parametrize("by", [-2, 1, 12, 10**6])
-def test_what_is_no_vector_is_not_copied(by):
-    """One address before, between elements of, at the end of, and far from the known memory."""
-    vectors = np.arange(12, dtype=np.float16).reshape(2, 6)
-    first = vectors.__array_interface__["data"][0]
-    addresses = np.array([[first], [first + 12 + by]]) if by > 0 else np.array([[first + by]])
-    places = VectorPlaces(addresses, (6,), vectors.dtype)
-    rows = RowPlaces({}, {"x": places}, vectors, spans_of([vectors]))
+@pytest.mark.parametrize("start", [-1, 7, 10**6])
+def test_what_is_no_vector_is_not_copied(start):
+    """One before, past the last of, and far from the windows of the memory that is held."""
+    windows = torch.arange(12, dtype=torch.float16).as_strided((7, 6), (1, 1))
+    vectors = HeldVectors(np.zeros(2, np.int64), np.array([[0], [start]]), (6,), np.dtype("f2"))
     with pytest.raises(ActivationsError, match="do not lie where"):
-        RowGather(rows, RecycledMemory(), in_parallel=True)
+        HeldRows({}, {"x": vectors}, {(6, "<f2"): (windows,)})
+
+
+def test_lists_that_lie_are_refused():
+    """A file whose offsets claim more vectors than there are: pyarrow does not look."""
+    targets = targets_to_arrow(np.arange(36, dtype=np.float16).reshape(3, 2, 6))
+    table = pa.table({"targets": targets})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    content = sink.getvalue().to_pybytes()
+    honest, lying = (np.arange(4, dtype=np.int32) * n for n in (2, 3))
+    assert content.count(honest.tobytes()) == 1
+    damaged = content.replace(honest.tobytes(), lying.tobytes())
+    with pytest.raises(ActivationsError, match="do not lie where"):
+        rows_of_table(pa.ipc.open_stream(damaged).read_all())
+
+
+def test_a_prepared_file_is_one_buffer(tmp_path):
+    """Every column of every record batch of a mapped Arrow file: what is held is the mapping."""
+    table = pa.concat_tables([layer_table(5, 2, seed=seed) for seed in range(3)])
+    path = str(tmp_path / "rows.arrow")
+    with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+    with pa.memory_map(path) as file:
+        held = rows_of_table(pa.ipc.open_stream(file).read_all())
+    (windows,) = held.windows[6, "<f2"]
+    assert len(windows) == (tmp_path / "rows.arrow").stat().st_size // 2 - 5
+    check(gathered(held, [14, 0, 7, 7]), taken(table, [14, 0, 7, 7]))
+
+
+@pytest.mark.parametrize("in_parallel", [False, True])
+def test_rows_of_an_array_of_vectors(in_parallel):
+    """As pages are decoded: the vectors of a row side by side."""
+    block = np.random.default_rng(0).standard_normal((7, 4, 6)).astype(np.float16)
+    held = rows_of_block({"sample": np.arange(7)}, block, {"x": (6,), "targets": (3, 6)})
+    batch = gathered(held, [6, 2, 2], in_parallel=in_parallel)
+    assert np.array_equal(batch["x"].numpy(), block[[6, 2, 2], 0])
+    assert np.array_equal(batch["targets"].numpy(), block[[6, 2, 2], 1:])
+
+
+@pytest.mark.parametrize("in_parallel", [False, True])
+def test_a_batch_of_several_parts(in_parallel):
+    """Rows of an array, of one table in two pieces, and of another of several chunks."""
+    tables = [
+        layer_table(5, 2, seed=1),
+        pa.concat_tables([layer_table(2, 2, seed=n) for n in (2, 3)]),
+    ]
+    block = np.random.default_rng(4).standard_normal((3, 3, 6)).astype(np.float16)
+    integers = {name: np.arange(3, dtype=np.int32) for name in rows_of_table(tables[0]).integers}
+    first, second = map(rows_of_table, tables)
+    third = rows_of_block(integers, block, {"x": (6,), "targets": (2, 6)})
+    wanted = [(third, [2, 0]), (first, [4, 3]), (second, [3, 0, 1]), (first, [0])]
+    batch = BatchGather(in_parallel=in_parallel).batch(
+        [(held, np.array(rows)) for held, rows in wanted]
+    )
+    for name in ("x", "targets"):
+        one, other = (taken(table, range(len(table)))[name] for table in tables)
+        own = block[:, 0] if name == "x" else block[:, 1:]
+        expected = np.concatenate([own[[2, 0]], one[[4, 3]], other[[3, 0, 1]], one[[0]]])
+        assert np.array_equal(batch[name].numpy(), expected.astype(np.float16))
 
 
 def test_an_empty_part_of_a_batch():
     """A row group of no rows says nothing of how many targets there are."""
     tables = layer_table(0, 2), layer_table(3, 2)
     batch = BatchGather(in_parallel=True).batch(
-        [(places_in_table(table), np.arange(len(table))) for table in tables]
+        [(rows_of_table(table), np.arange(len(table))) for table in tables]
     )
     check(batch, taken(tables[1], [0, 1, 2]))
 
@@ -198,9 +254,8 @@ def test_an_empty_part_of_a_batch():
 def test_numbers_keep_their_sign(kind):
     """A stranger's column of unsigned numbers is not read as if they had a sign."""
     numbers = np.array([0, 100, np.iinfo(kind).max]).astype(kind)
-    places = places_in_table(pa.table({"n": pa.array(numbers)}))
-    assert np.array_equal(places.integers["n"], numbers)
+    held = rows_of_table(pa.table({"n": pa.array(numbers)}))
+    assert np.array_equal(held.integers["n"], numbers)
     lists = pa.FixedSizeListArray.from_arrays(pa.array(numbers), 3)
-    places = places_in_table(pa.table({"pixels": lists}))
-    batch = RowGather(places, RecycledMemory(), in_parallel=True).rows(np.array([0]))
+    batch = gathered(rows_of_table(pa.table({"pixels": lists})), [0])
     assert batch["pixels"].tolist() == [numbers.tolist()]
