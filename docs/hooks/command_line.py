@@ -72,17 +72,13 @@ def _options(command: Any, context: Any) -> str:
     ]
     if not records:
         return ""
-    rows = [f"| `{_cell(names)}` | {_cell(_plain(text))} |" for names, text in records]
-    return "\n".join(["| | |", "|---|---|", *rows, ""])
+    rows = [f"| `{names}` | {_plain(' '.join(text.split()))} |" for names, text in records]
+    return "\n".join(["| Argument | |", "|---|---|", *rows, ""])
 
 
 def _plain(text: str) -> str:
     """Escape what Markdown would take for its own; what is in backquotes stays."""
     parts = text.split("`")
     for number in range(0, len(parts), 2):
-        parts[number] = re.sub(r"[\\*_\[\]]", r"\\\g<0>", html.escape(parts[number], quote=False))
+        parts[number] = re.sub(r"[\\*_\[\]|]", r"\\\g<0>", html.escape(parts[number], quote=False))
     return "`".join(parts)
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")

@@ -24,7 +24,7 @@ PAGES = sorted(
     if path.name not in ("hardening.md", "benchmarks.md")
 )
 BLOCK = re.compile(
-    r"^(?P<note><!-- not run: \S[^>]* -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$",
+    r"^(?P<note><!-- not run: \S[^>]* -->\n)?^```(?P<language>[^`\n]*)\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
 
@@ -33,7 +33,7 @@ def blocks_of(page):
     """Yield (language, text, what it prints) of the blocks of a page that are run, in order."""
     text = page.read_text(encoding="utf-8")
     found = list(BLOCK.finditer(text))
-    assert len(found) == len(re.findall(r"^```\S*$", text, re.MULTILINE)) // 2, (
+    assert len(found) == len(re.findall(r"^```[^`\n]*$", text, re.MULTILINE)) // 2, (
         "a block is not closed"
     )
     for block, after in zip_longest(found, found[1:]):
