@@ -5,6 +5,7 @@ right after it is what it prints, `…` standing for anything. What is not run s
 before it: `<!-- not run: needs a GPU -->`.
 """
 
+import ast
 import contextlib
 import io
 import os
@@ -97,3 +98,32 @@ def test_what_is_printed_is_compared():
     assert matches("a … c\n", "a b\nb c")
     assert not matches("a … c\n", "a b d")
     assert not matches("a\n", "a\nb\n")
+
+
+def sentences_of_the_code():
+    """Return every text in the three packages, `…` in the place of what is filled in."""
+    for package in ("llava_amber_activations", "builder", "capture"):
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.JoinedStr):
+                    texts = (
+                        each.value if isinstance(each, ast.Constant) else "…"
+                        for each in node.values
+                    )
+                    yield "".join(map(str, texts))
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    yield node.value
+
+
+def test_quoted_errors_are_those_of_the_code():
+    """Each quotation is a text of the code, from its beginning to its end."""
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    quoted = re.findall(r"^> (.*)$", page, re.MULTILINE)
+    assert len(quoted) > 30
+    texts = {" ".join(text.split()) for text in sentences_of_the_code()}
+    patterns = {each: ".*?".join(map(re.escape, each.split("…"))) for each in quoted}
+    assert [
+        each
+        for each, pattern in patterns.items()
+        if not any(re.fullmatch(pattern, text) for text in texts)
+    ] == []
