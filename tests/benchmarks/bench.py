@@ -34,6 +34,7 @@ SECTIONS = (
     "bytes_on_disk",
     "peer_sae_lens",
     "growth",
+    "page_decoding",
 )
 _VERSIONS = ("torch", "pyarrow", "datasets", "huggingface_hub", "safetensors")
 

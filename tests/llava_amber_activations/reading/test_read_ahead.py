@@ -1,4 +1,4 @@
-"""Reading ahead: in order, a little at first, more at once where reading is waiting."""
+"""Reading ahead: in order, a little at first, then more at once, up to a bound."""
 
 import threading
 import time
@@ -41,7 +41,7 @@ def _groups(n):
     return [RowGroup("hf://datasets/lab/acts@main/one.parquet", number, 64) for number in range(n)]
 
 
-def test_waiting_is_done_eight_at_a_time():
+def test_eight_at_a_time_at_most():
     """Results stay in order whatever ends first."""
     reading = _Reading(0.05)
     assert list(read_in_order(_OnHub(), _groups(40), reading)) == list(range(40))
