@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from builder.asked.new_place import check_figures, check_free, clear_leftovers
+from builder.asked.store_to_build import BUILT_CONFIGS, check_configs
 from builder.contents.store_features import features_contents
 from builder.contents.store_rows import store_contents
-from builder.folder.new_folder import (
-    check_figures,
-    check_free,
-    clear_leftovers,
-    finish_folder,
-    new_folder,
-)
+from builder.folder.new_folder import finish_folder, new_folder
+from builder.shards.plan import parse_shard_size
 from builder.shards.write import (
     ShardTask,
     plan_all_layers,
@@ -31,13 +28,11 @@ from llava_amber_activations.formats.dataset_folder import (
     Manifest,
 )
 from llava_amber_activations.formats.layers import LayerWindow
-from llava_amber_activations.formats.sizes import parse_size
 from llava_amber_activations.sources.source import open_source
 from llava_amber_activations.store.layout import read_recipe, vector_names
 from llava_amber_activations.store.samples import read_samples
 
 DEFAULT_SHARD_SIZE = "500MB"
-BUILT_CONFIGS = (DEFAULT_CONFIG, ALL_LAYERS)
 
 
 def build(
@@ -65,11 +60,8 @@ def build(
         ActivationsError: the store is unfinished or damaged, or `dataset` holds something, or
             the extra `figures` is not installed.
     """
-    if not configs or set(configs) - set(BUILT_CONFIGS):
-        raise ActivationsError(
-            f"the configs to build are {' and '.join(BUILT_CONFIGS)}, not '{','.join(configs)}'"
-        )
-    shard_bytes = parse_size(max_shard_size)
+    check_configs(configs)
+    shard_bytes = parse_shard_size(max_shard_size)
     if not (dataset / MANIFEST_FILE).is_file():
         check_free(dataset)
         check_figures()

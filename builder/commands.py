@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from llava_amber_activations.cli.command_line import AsJson
+from llava_amber_activations.console.interruption import interruptible
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.extras import need_extras
 
@@ -51,17 +52,22 @@ def build(
     num_proc: NumProc = 1,
 ) -> None:
     """Build a dataset folder, which load_dataset opens, from a capture store."""
+    from builder.asked.store_to_build import check_build
+
+    names = [name.strip() for name in configs.split(",")]
+    check_build(store, dataset, n_targets, names, max_shard_size)
     from builder.build import build as build_folder
 
     was_there = (dataset / "manifest.json").is_file()
-    manifest = build_folder(
-        store,
-        dataset,
-        n_targets=n_targets,
-        configs=[name.strip() for name in configs.split(",")],
-        max_shard_size=max_shard_size,
-        num_proc=num_proc,
-    )
+    with interruptible(lambda: _unfinished(dataset)):
+        manifest = build_folder(
+            store,
+            dataset,
+            n_targets=n_targets,
+            configs=names,
+            max_shard_size=max_shard_size,
+            num_proc=num_proc,
+        )
     config = next(iter(manifest.splits("default")), manifest.configs[-1])
     already = "built already from this store with these options, " if was_there else ""
     typer.echo(
@@ -93,19 +99,25 @@ def export(
     revision: Revision = None,
 ) -> None:
     """Write the .pt files that existing trainers read."""
+    from builder.asked.dataset_to_read import check_export
+
+    check_export(*(source, out, format_, layers, n_targets, first_target, pad_targets), revision)
     from builder.export import export as export_files
 
-    result = export_files(
-        source,
-        out,
-        layout=format_,
-        layers=layers,
-        n_targets=n_targets,
-        first_target=first_target,
-        batch_size=batch_size,
-        pad_targets=pad_targets,
-        revision=revision,
-    )
+    with interruptible(
+        lambda: f"the files that are whole are kept in {out}, and the same command writes the rest"
+    ):
+        result = export_files(
+            source,
+            out,
+            layout=format_,
+            layers=layers,
+            n_targets=n_targets,
+            first_target=first_target,
+            batch_size=batch_size,
+            pad_targets=pad_targets,
+            revision=revision,
+        )
     typer.echo(f"{out}: {result.n_files} files of {result.contents}, {result.n_written} new")
 
 
@@ -133,16 +145,20 @@ def import_(
     num_proc: NumProc = 1,
 ) -> None:
     """Make a dataset folder of a folder of .pt files."""
+    from builder.asked.files_to_take import check_import
+
+    check_import(pt_dir, dataset, max_shard_size)
     from builder.import_pt import import_pt
 
-    manifest = import_pt(
-        pt_dir,
-        dataset,
-        n_layers=n_layers,
-        first_target=first_target,
-        max_shard_size=max_shard_size,
-        num_proc=num_proc,
-    )
+    with interruptible(lambda: _unfinished(dataset)):
+        manifest = import_pt(
+            pt_dir,
+            dataset,
+            n_layers=n_layers,
+            first_target=first_target,
+            max_shard_size=max_shard_size,
+            num_proc=num_proc,
+        )
     typer.echo(
         f"{dataset}: {len(manifest.files)} files, {manifest.n_rows} rows in "
         f"{', '.join(manifest.configs)}"
@@ -177,30 +193,39 @@ def push(
     ] = None,
 ) -> None:
     """Verify a dataset folder and upload it to the Hub, with its card and its format's tag."""
-    from builder.conversion import dataset_to_push
-    from builder.push import push as push_folder
-
     if (dataset is None) == (activations_dir is None):
         raise typer.BadParameter("give the dataset folder once: DATASET or --activations-dir")
     folder = dataset or activations_dir
     assert folder is not None
+    from builder.asked.files_to_take import check_push
+
+    check_push(folder, repo_id)
     if token is not None:
         typer.echo(
             "warning: other users and your shell's history can see a token on the command line; "
             "`hf auth login` or HF_TOKEN keeps it to yourself",
             err=True,
         )
-    to_push, converted = dataset_to_push(folder)
-    if converted:
-        typer.echo(f"{folder} holds .pt files: pushing {to_push}, which they were converted to")
-    pushed = push_folder(
-        to_push,
-        repo_id,
-        private=private or None,
-        token=token,
-        overwrite=overwrite,
-        announce=typer.echo,
-    )
+    from builder.conversion import dataset_to_push
+    from builder.push import push as push_folder
+
+    with interruptible(
+        lambda: (
+            f"{repo_id} shows what it showed before, unless the push was all but done; what "
+            "was sent is not sent again by the same command, which goes on with the rest"
+        )
+    ):
+        to_push, converted = dataset_to_push(folder)
+        if converted:
+            typer.echo(f"{folder} holds .pt files: pushing {to_push}, which they were converted to")
+        pushed = push_folder(
+            to_push,
+            repo_id,
+            private=private or None,
+            token=token,
+            overwrite=overwrite,
+            announce=typer.echo,
+        )
     typer.echo(f"{pushed.url} (tag {pushed.tag}, commit {pushed.commit[:8]})")
 
 
@@ -227,11 +252,16 @@ def verify(
     """Check every checksum, row count and value; exit 1 naming the first thing wrong."""
     if recapture and (model is None or image_dir is None):
         raise typer.BadParameter("--recapture needs --model and --image-dir")
+    if not recapture and (model is not None or image_dir is not None):
+        raise typer.BadParameter("--model and --image-dir go with --recapture")
     if recapture:
         need_extras("--recapture", "capture")
-    from builder.verify import verify as verify_path
+    from builder.asked.dataset_to_read import check_verify
 
     try:
+        check_verify(path, store_only=recapture > 0)
+        from builder.verify import verify as verify_path
+
         found = verify_path(path)
     except ActivationsError as error:
         if as_json:
@@ -256,6 +286,10 @@ def verify(
             seed=seed,
             as_json=as_json,
         )
+
+
+def _unfinished(dataset: Path) -> str:
+    return f"nothing of {dataset} is kept, and the same command makes it from the beginning"
 
 
 def info(

@@ -12,8 +12,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from builder.import_pt import import_pt, is_pt_folder
-from builder.pt.values import EXPORT_FILE
+from builder.import_pt import import_pt
+from builder.pt.names import EXPORT_FILE, is_pt_folder
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files.checksums import sha256_of
 from llava_amber_activations.files.leftovers import is_empty_or_missing, sweep

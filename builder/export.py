@@ -13,7 +13,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from builder.pt.export_note import ExportNote, adopt, check_free, vectors_sha256
+from builder.asked.dataset_to_read import available_layers, check_free, check_targets
+from builder.pt.export_note import ExportNote, adopt, vectors_sha256
 from builder.pt.sample_blocks import feature_samples, x_samples
 from builder.pt.values import sample_path, save_pt, x_path, y_path
 from llava_amber_activations.console.progress import progress_of
@@ -22,7 +23,7 @@ from llava_amber_activations.files.leftovers import export_lock_path, sweep
 from llava_amber_activations.files.locks import held
 from llava_amber_activations.formats.arrow_vectors import Vectors
 from llava_amber_activations.formats.columns import SAMPLE
-from llava_amber_activations.formats.dataset_folder import ALL_LAYERS, CLT_FEATURES, DEFAULT_CONFIG
+from llava_amber_activations.formats.dataset_folder import CLT_FEATURES
 from llava_amber_activations.formats.layers import LayerWindow, parse_layers, split_name
 from llava_amber_activations.parsing.safe_pt import is_whole_pt
 from llava_amber_activations.reading.layer_rows import check_wanted, layer_ranges, split_tables
@@ -79,11 +80,11 @@ def export(
     opened = open_source(source, revision)
     most = opened.manifest.n_targets if n_targets is None else n_targets
     window = LayerWindow(opened.manifest.recipe.n_layers, most, first_target)
-    available = _available_layers(opened, layout, window)
+    available = available_layers(opened, layout, window)
     chosen = available if layers is None else parse_layers(layers, available)
     if batch_size < 1:
         raise ActivationsError(f"batch_size must be at least 1, got {batch_size}")
-    _check_targets(layout, n_targets, pad_targets, opened.manifest.recipe.n_layers)
+    check_targets(layout, n_targets, pad_targets, opened.manifest.recipe.n_layers)
     if layout == "layers":
         for layer in chosen:
             check_wanted(opened, WantedLayer(layer, most, first_target))
@@ -129,30 +130,6 @@ def _export_layers(
         n_files += 2 * len(batches)
         n_written += _export_layer(opened, paths, batches, out, wanted, pad_to, memory)
     return ExportResult(n_files, n_written, "x and targets")
-
-
-def _check_targets(layout: Layout, n_targets: int | None, pad: bool, n_layers: int) -> None:
-    if layout == "samples" and (pad or n_targets is not None):
-        raise ActivationsError(
-            "sample files have no targets: n_targets and pad_targets are of the layers layout"
-        )
-    if pad and n_targets is not None and n_targets > n_layers:
-        raise ActivationsError(
-            f"padding up to n_targets={n_targets}, where the model has {n_layers} layers, would "
-            "write nothing but zeros: give as many as there are layers at most"
-        )
-
-
-def _available_layers(source: Source, layout: Layout, window: LayerWindow) -> tuple[int, ...]:
-    manifest = source.manifest
-    if layout == "samples" and CLT_FEATURES in manifest.configs:
-        return manifest.layers(CLT_FEATURES)
-    if ALL_LAYERS in manifest.configs:
-        return tuple(window.sources)
-    layers = manifest.layers(DEFAULT_CONFIG)
-    if not layers:
-        raise ActivationsError(f"{source.name} has no x and targets: export it as --format samples")
-    return layers
 
 
 def _export_layer(

@@ -6,15 +6,17 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from builder.asked.files_to_take import check_pt_folder
+from builder.asked.new_place import check_figures, check_free
 from builder.build import DEFAULT_SHARD_SIZE
 from builder.contents.contents import Contents
-from builder.folder.new_folder import check_figures, check_free, finish_folder, new_folder
+from builder.folder.new_folder import finish_folder, new_folder
 from builder.pt.export_note import ExportNote, read_note
 from builder.pt.layers_layout import LayersContents
 from builder.pt.layers_scan import scan_layers
-from builder.pt.names import is_layers_layout, is_samples_layout
+from builder.pt.names import EXPORT_FILE, is_layers_layout
 from builder.pt.samples_layout import scan_samples
-from builder.pt.values import EXPORT_FILE
+from builder.shards.plan import parse_shard_size
 from builder.shards.write import (
     ShardTask,
     plan_all_layers,
@@ -26,7 +28,6 @@ from builder.shards.write import (
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.formats.dataset_folder import Manifest
 from llava_amber_activations.formats.recipe import Recipe
-from llava_amber_activations.formats.sizes import parse_size
 
 _UNKNOWN = (
     "The .pt files do not say which picture, query or token a row was: `id` repeats `sample`, "
@@ -62,11 +63,10 @@ def import_pt(
             `layers` layout, the extra `figures` is not installed.
     """
     check_free(dataset)
-    shard_bytes = parse_size(max_shard_size)
+    shard_bytes = parse_shard_size(max_shard_size)
     if n_layers is not None and n_layers < 1:
         raise ActivationsError(f"n_layers must be at least 1, got {n_layers}")
-    if not folder.is_dir():
-        raise ActivationsError(f"the folder {folder} does not exist")
+    check_pt_folder(folder)
     note = read_note(folder)
     if note is not None:
         n_layers = _agreed(folder, "n_layers", n_layers, note.recipe.n_layers)
@@ -75,20 +75,11 @@ def import_pt(
         if note is not None:
             first_target = _agreed(folder, "first_target", first_target, note.first_target)
         return _import_layers(folder, dataset, note, n_layers, first_target, shard_bytes, num_proc)
-    if is_samples_layout(folder):
-        if first_target is not None:
-            raise ActivationsError(
-                f"{folder} holds sample files, which have no targets: leave first_target out"
-            )
-        return _import_samples(folder, dataset, note, n_layers, shard_bytes, num_proc)
-    raise ActivationsError(
-        f"{folder} holds neither L*/batch_*_x.pt nor sample_*.pt: it is of no layout that is known"
-    )
-
-
-def is_pt_folder(folder: Path) -> bool:
-    """Whether a folder holds `.pt` files of either layout."""
-    return folder.is_dir() and (is_layers_layout(folder) or is_samples_layout(folder))
+    if first_target is not None:
+        raise ActivationsError(
+            f"{folder} holds sample files, which have no targets: leave first_target out"
+        )
+    return _import_samples(folder, dataset, note, n_layers, shard_bytes, num_proc)
 
 
 def _agreed(folder: Path, what: str, given: int | None, noted: int) -> int:

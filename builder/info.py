@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llava_amber_activations.console.sizes import readable_size
 from llava_amber_activations.formats.dataset_folder import ALL_LAYERS, DEFAULT_CONFIG, Manifest
 from llava_amber_activations.formats.layers import LayerWindow
 from llava_amber_activations.formats.recipe import Recipe
-from llava_amber_activations.formats.sizes import readable_size
 from llava_amber_activations.sources.source import check_no_revision, open_source
 from llava_amber_activations.store.layout import (
     is_finished,

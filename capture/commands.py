@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -17,10 +17,15 @@ from capture.settings import (
     CaptureSettings,
 )
 from llava_amber_activations.cli.command_line import AsJson
+from llava_amber_activations.console.interruption import interruptible
 from llava_amber_activations.extras import need_extras
 from llava_amber_activations.formats.dtypes import DType
 from llava_amber_activations.formats.layers import DEFAULT_N_TARGETS
 from llava_amber_activations.formats.recipe import X_SITES, Pool, Positions, XSite
+
+if TYPE_CHECKING:
+    from capture.run import CaptureResult
+    from capture.samples.benchmark import Benchmark
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -164,12 +169,6 @@ def capture_command(
     if max_new_tokens is not None and positions != "generated":
         raise typer.BadParameter("--max-new-tokens goes with --positions generated")
     need_extras("capture", "capture")
-    # torch and transformers take seconds to import, which --help should not.
-    import torch
-    from accelerate import PartialState
-
-    from capture.run import capture
-
     settings = CaptureSettings(
         model=model,
         dataset=dataset,
@@ -198,11 +197,12 @@ def capture_command(
         revision=revision,
         device_map=device_map,
     )
-    # Without being told, accelerate takes the processes of a launch without a GPU for one each.
-    state = PartialState(cpu=not torch.accelerator.is_available())
-    result = capture(
-        settings, device=state.device, rank=state.process_index, world_size=state.num_processes
-    )
+    from capture.beforehand import check_capture
+
+    benchmark = check_capture(settings)
+    # torch and transformers take seconds to import, which --help and mistakes should not.
+    with interruptible(lambda: _kept(output_dir)):
+        result = _capture(settings, benchmark)
     made = f"{result.chunks_made} of {result.chunks_total} chunks made now"
     if result.records is None:
         typer.echo(f"{output_dir}: {made}; the others are another process's, or still to make")
@@ -216,6 +216,41 @@ def capture_command(
     )
 
 
+def _capture(settings: CaptureSettings, benchmark: Benchmark) -> CaptureResult:
+    """Capture as a process of the launch that this one is of."""
+    import torch
+    from accelerate import PartialState
+
+    from capture.run import capture
+
+    # Without being told, accelerate takes the processes of a launch without a GPU for one each.
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    return capture(
+        settings,
+        device=state.device,
+        rank=state.process_index,
+        world_size=state.num_processes,
+        benchmark=benchmark,
+    )
+
+
+def _kept(store: Path) -> str:
+    """Say what a capture that is stopped leaves."""
+    from llava_amber_activations.store.layout import (
+        is_store,
+        missing_chunks,
+        read_recipe,
+        recipe_chunks,
+    )
+
+    if not is_store(store):
+        return "nothing was captured yet; the same command begins again"
+    recipe = read_recipe(store)
+    total = len(recipe_chunks(recipe))
+    made = total - len(missing_chunks(store, recipe))
+    return f"{made} of {total} chunks are kept in {store}, and the same command makes the rest"
+
+
 def recapture_command(
     store: Annotated[Path, typer.Argument(help="Finished capture store.")],
     model: Annotated[str, typer.Option(help="Model: an id on the Hub, or a folder.")],
@@ -226,6 +261,9 @@ def recapture_command(
 ) -> None:
     """Capture some samples of a store again, and compare every vector."""
     need_extras("recapture", "capture")
+    from capture.beforehand import check_recapture
+
+    check_recapture(store, model, image_dir)
     from accelerate import PartialState
 
     from capture.recapture import recapture

@@ -4,28 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import torch
 
+from capture.beforehand import check_capture, check_capture_room, check_place
 from capture.model.decoder import compile_layers
 from capture.model.load import CaptureModel, default_dtype, load_model
+from capture.model.named import NamedModel
 from capture.model.transcoders import load_encoders
 from capture.passes.prefix import prefix_problem
 from capture.passes.prompts import make_prompts, most_prompt_tokens
 from capture.pipeline import make_chunks
-from capture.samples.benchmark import Benchmark, read_benchmark
+from capture.samples.benchmark import Benchmark
 from capture.samples.queries import Query
 from capture.settings import CaptureSettings
 from capture.sink.provenance import local_weights_sha256, make_recipe
+from capture.sink.settled import adopt_recipe
 from capture.sink.store_lock import captured_into
 from llava_amber_activations.console.progress import Progress
 from llava_amber_activations.console.verbosity import note
 from llava_amber_activations.errors import ActivationsError
-from llava_amber_activations.files.leftovers import is_empty_or_missing
 from llava_amber_activations.formats.dtypes import torch_dtype
-from llava_amber_activations.formats.recipe import Recipe
+from llava_amber_activations.formats.layers import check_n_targets
 from llava_amber_activations.store.chunk import Chunk
 from llava_amber_activations.store.finish import finish_store
 from llava_amber_activations.store.layout import (
@@ -33,9 +34,7 @@ from llava_amber_activations.store.layout import (
     chunk_ranges,
     is_store,
     missing_chunks,
-    read_recipe,
     recipe_chunks,
-    write_recipe,
 )
 from llava_amber_activations.store.samples import SampleRecord
 
@@ -53,24 +52,29 @@ class CaptureResult:
 
 
 def capture(
-    settings: CaptureSettings, *, device: torch.device, rank: int = 0, world_size: int = 1
+    settings: CaptureSettings,
+    *,
+    device: torch.device,
+    rank: int = 0,
+    world_size: int = 1,
+    benchmark: Benchmark | None = None,
 ) -> CaptureResult:
     """Capture every missing chunk that is this rank's; whoever finds the last one finishes.
 
     A chunk's owner is its number modulo `world_size`, and its contents do not depend on who made
     it. No process waits for another: one that dies leaves its chunks to the next run.
 
+    Args:
+        benchmark: what `check_capture` found; if None, it looks now.
+
     Raises:
         ActivationsError: any input is unusable, the store holds something else, or another launch
             captures into it.
     """
-    benchmark = read_benchmark(settings)
+    if benchmark is None:
+        benchmark = check_capture(settings)
     store = settings.output_dir
-    # In this order: a rank of this launch may begin the store between the two.
-    if not is_empty_or_missing(store) and not is_store(store):
-        raise ActivationsError(
-            f"{store} holds something that is not a capture store: give an empty or a new folder"
-        )
+    check_place(store)
     with captured_into(store, rank, world_size):
         return _capture(settings, benchmark, device, rank, world_size)
 
@@ -96,6 +100,11 @@ def _capture(
             device_map=settings.device_map,
             shown=rank == 0,
         )
+    n_layers = len(model.decoder.layers)
+    check_n_targets(settings.n_targets, n_layers)
+    if not is_store(store):
+        loaded = NamedModel(n_layers, model.decoder.hidden_size)
+        check_capture_room(replace(settings, dtype=dtype), len(queries), loaded)
     prompts = make_prompts(queries, model, most_prompt_tokens(model, settings.response_tokens))
     if prompts.unusable and settings.on_error == "stop":
         raise ActivationsError(next(iter(prompts.unusable.values())))
@@ -187,31 +196,3 @@ def _shares_prefixes(
     if say and settings.response_tokens is None:
         note(f"The pictures' prefixes are not reused: {problem}")
     return False
-
-
-def adopt_recipe(store: Path, recipe: Recipe) -> None:
-    """Begin a store with `recipe`, or check that it was begun with the same one.
-
-    Raises:
-        ActivationsError: the store was made by another recipe, or in another format; names what
-            differs.
-    """
-    if not is_store(store):
-        write_recipe(store, recipe)
-        return
-    begun = read_recipe(store)
-    if begun.format_version != recipe.format_version:
-        raise ActivationsError(
-            f"{store} was captured in format {begun.format_version}, and this release captures in "
-            f"format {recipe.format_version}: one store cannot mix the two, in which pictures are "
-            "read otherwise and not all that decides the values is recorded. It stays readable; "
-            "capture into a new folder"
-        )
-    differences = begun.differences(recipe)
-    if differences:
-        raise ActivationsError(
-            f"{store} was captured with another recipe: {', '.join(differences)}. "
-            "Capture into a new folder, or with the options that this one was begun with"
-        )
-    # What else the file holds, no capture of this format wrote: it is to get no checksum.
-    write_recipe(store, recipe)

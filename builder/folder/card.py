@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from builder.folder.provenance import Origin, benchmark_of, model_of, public_recipe
+from llava_amber_activations.console.sizes import readable_size
 from llava_amber_activations.files.whole import write_text
 from llava_amber_activations.formats.dataset_folder import (
     ALL_LAYERS,
@@ -26,7 +27,6 @@ from llava_amber_activations.formats.dataset_folder import (
 )
 from llava_amber_activations.formats.layers import LayerWindow, split_layer, split_name
 from llava_amber_activations.formats.schema import features_of
-from llava_amber_activations.formats.sizes import readable_size
 
 # A folder that has not been pushed has no name on the Hub yet.
 NO_REPO_ID = "OWNER/NAME"

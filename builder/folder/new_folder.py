@@ -7,19 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from builder.asked.new_place import check_free
 from builder.folder.card import write_card
 from builder.shards.moments import Moments, statistics_of
-from llava_amber_activations.errors import ActivationsError
-from llava_amber_activations.extras import need_extras
 from llava_amber_activations.files.checksums import sha256_of
 from llava_amber_activations.files.leftovers import (
     folder_lock_path,
-    is_empty_or_missing,
     partial_path,
     remove,
-    sweep,
 )
-from llava_amber_activations.files.locks import clear_dead, held
+from llava_amber_activations.files.locks import held
 from llava_amber_activations.files.whole import sync, write_json
 from llava_amber_activations.files.write_errors import write_errors
 from llava_amber_activations.formats.dataset_folder import (
@@ -32,37 +29,6 @@ from llava_amber_activations.formats.dataset_folder import (
     Manifest,
 )
 from llava_amber_activations.sources.statistics import write_statistics
-
-
-def clear_leftovers(dataset: Path) -> None:
-    """Clear away what dead runs left beside `dataset` and, where it is empty but for it, in it."""
-    dataset = dataset.resolve()
-    lock = folder_lock_path(dataset)
-    clear_dead(lock)
-    for name in (dataset.name, lock.name):
-        sweep(dataset.parent, name)
-    if is_empty_or_missing(dataset):
-        sweep(dataset)
-
-
-def check_free(dataset: Path) -> None:
-    """Check that nothing is in the way of a new folder but what dead runs left, which is cleared.
-
-    Raises:
-        ActivationsError: there is something at `dataset`.
-    """
-    clear_leftovers(dataset)
-    if dataset.exists() and (not dataset.is_dir() or any(dataset.iterdir())):
-        raise ActivationsError(f"{dataset} already holds something: give a new or an empty folder")
-
-
-def check_figures() -> None:
-    """Check that figures can be drawn, before hours of work that end in them.
-
-    Raises:
-        ActivationsError: what draws them is not installed.
-    """
-    need_extras("a dataset folder has figures in its card; drawing them", "figures")
 
 
 @contextmanager

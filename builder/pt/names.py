@@ -15,6 +15,9 @@ from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.formats.recipe import MOST_LAYERS
 from llava_amber_activations.parsing.checked_values import INT32_MAX
 
+# What `export` notes down beside the files that it writes.
+EXPORT_FILE = "export.json"
+
 _LAYER_DIR = re.compile(r"L([0-9]+)")
 _X_FILE = re.compile(r"batch_([0-9]+)_x\.pt")
 _Y_FILE = re.compile(r"batch_([0-9]+)_y\.pt")
@@ -38,6 +41,11 @@ def is_layers_layout(folder: Path) -> bool:
 def is_samples_layout(folder: Path) -> bool:
     """Whether a folder holds `sample_0000.pt` and so on."""
     return bool(_matching(folder.iterdir(), _SAMPLE_FILE))
+
+
+def is_pt_folder(folder: Path) -> bool:
+    """Whether a folder holds `.pt` files of either layout."""
+    return folder.is_dir() and (is_layers_layout(folder) or is_samples_layout(folder))
 
 
 def find_batches(folder: Path) -> dict[int, list[BatchFiles]]:

@@ -22,7 +22,6 @@ from llava_amber_activations.formats.recipe import MOST_LAYERS
 from llava_amber_activations.parsing.safe_pt import floats_of, load_pt
 from llava_amber_activations.vectors.finite import finite_rows
 
-EXPORT_FILE = "export.json"
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 Load = Callable[[Path], Any]

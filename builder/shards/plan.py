@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from llava_amber_activations.console.sizes import parse_size
+from llava_amber_activations.errors import ActivationsError
+
 MAX_GROUP_ROWS = 64
 MAX_GROUP_BYTES = 64 << 20
+_LEAST_SHARD_BYTES = 1000
 
 
 def plan_row_groups(rows_of_samples: Sequence[int], row_bytes: int) -> list[range]:
@@ -69,3 +73,18 @@ def _filled(groups: Sequence[range], row_bytes: int, shard_bytes: int) -> list[l
         shards[-1].append(group)
         filled += size
     return shards
+
+
+def parse_shard_size(text: str) -> int:
+    """Parse the most bytes of a shard, such as `500MB`.
+
+    Raises:
+        ActivationsError: the text is no size, or one that no row fits.
+    """
+    size = parse_size(text)
+    if size < _LEAST_SHARD_BYTES:
+        raise ActivationsError(
+            f"a shard of at most {size} bytes ('{text}') would hold nothing: give the size with "
+            "its unit, such as 500MB"
+        )
+    return size

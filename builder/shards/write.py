@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -164,6 +165,8 @@ def _done(
 
 def _end_with_parent() -> None:
     """End this process when the one that started it is killed, or it would wait for it for ever."""
+    # A terminal sends Ctrl-C to every process: what it ends is up to the parent.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()
     assert parent is not None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -242,5 +243,11 @@ def prepared_batches(
         num_workers=num_workers,
         # Not forked: the model's threads, and a GPU's context, do not survive a fork.
         multiprocessing_context="spawn" if num_workers else None,
+        worker_init_fn=_leave_interrupts,
     )
     yield from loader
+
+
+def _leave_interrupts(worker: int) -> None:
+    """Leave Ctrl-C, which a terminal sends to every process, to the one that started this one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -12,8 +12,8 @@ import torch
 from capture.model.load import CaptureModel
 from capture.model.transcoders import checkpoints_sha256
 from capture.passes.inputs import QUERY_PLACEHOLDER, render_prompt
-from capture.samples.hf_dataset import PREFIX as HF_PREFIX
 from capture.settings import CaptureSettings
+from capture.sink.settled import asked_fields
 from llava_amber_activations.files.checksums import files_sha256
 from llava_amber_activations.formats.layers import LayerWindow
 from llava_amber_activations.formats.recipe import Recipe
@@ -44,32 +44,20 @@ def make_recipe(
     n_layers = len(model.decoder.layers)
     LayerWindow(n_layers, settings.n_targets)
     return Recipe(
-        model=settings.model,
+        **asked_fields(settings),
         revision=model.revision,
         weights_sha256=weights_sha256,
         dtype=dtype,
         store_dtype=settings.store_dtype or dtype,
-        x_site=settings.x_site,
-        positions=settings.positions,
-        sample_positions=settings.sample_positions,
-        seed=None if settings.sample_positions is None else settings.seed,
-        max_new_tokens=settings.response_tokens,
         transcoders_sha256=checkpoints_sha256(settings.transcoders),
-        pool=None if settings.transcoders is None else settings.pool,
         prompt=render_prompt(model.processor, QUERY_PLACEHOLDER),
         n_layers=n_layers,
         hidden_size=model.decoder.hidden_size,
-        n_targets=settings.n_targets,
-        benchmark=_benchmark(settings),
         queries_sha256=queries_sha256,
         dataset_revision=dataset_revision,
         n_samples=n_samples,
-        chunk_samples=settings.samples_per_chunk,
         image_processor=model.image_processor,
         device=device_names(parameter.device for parameter in model.whole.parameters()),
-        batch_size=settings.batch_size,
-        auto_batch_size=settings.batch_size is None,
-        compile=settings.compile,
         reuse_prefix=reuse_prefix,
         # torch's own version says which CUDA it was built for, where its package's does not.
         versions={
@@ -77,11 +65,6 @@ def make_recipe(
             **{name: version(name) for name in _VERSIONS_THAT_DECIDE_VALUES},
         },
     )
-
-
-def _benchmark(settings: CaptureSettings) -> str:
-    name = str(settings.dataset)
-    return name if name.startswith(HF_PREFIX) else Path(name).name
 
 
 def device_names(devices: Iterable[torch.device]) -> str:

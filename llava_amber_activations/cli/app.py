@@ -16,6 +16,7 @@ import typer
 
 from llava_amber_activations import __version__
 from llava_amber_activations.cli.command_line import new_app, run_app
+from llava_amber_activations.console.interruption import interruptible
 from llava_amber_activations.extras import need_extras
 
 COMMANDS_GROUP = "llava_amber_activations.commands"
@@ -55,7 +56,8 @@ def demo(
     need_extras("the demo", "capture", "figures")
     from llava_amber_activations.cli.demo import run_demo
 
-    run_demo(output_dir, assemble())
+    with interruptible(lambda: f"{output_dir} holds what was made so far: remove it to begin anew"):
+        run_demo(output_dir, assemble())
 
 
 def main() -> None:

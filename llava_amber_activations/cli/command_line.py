@@ -12,8 +12,12 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
+from llava_amber_activations.console.interruption import InterruptedRunError, interruptible
 from llava_amber_activations.console.verbosity import Verbosity, hush_libraries, set_verbosity
 from llava_amber_activations.errors import ActivationsError
+
+# As shells say it: 128 and the number of SIGINT.
+_STOPPED = 130
 
 AsJson = Annotated[
     bool, typer.Option("--json", help="Say it as JSON, an object a line, for a script.")
@@ -75,7 +79,9 @@ class LoudnessCommand(TyperCommand):
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
         hush_libraries()
-        return super().invoke(ctx)
+        # Of commands that leave something behind, each says what.
+        with interruptible(lambda: "nothing was changed; run the same command again"):
+            return super().invoke(ctx)
 
 
 class LoudnessGroup(TyperGroup):
@@ -137,13 +143,17 @@ def _hyphenated(name: str) -> str:
 
 
 def run_app(app: typer.Typer) -> None:
-    """Run `app` on the process's arguments and exit: 0 done, 1 failed, 2 wrong usage.
+    """Run `app` on the process's arguments and exit: 0 done, 1 failed, 2 wrong usage, 130 Ctrl-C.
 
     A failure is one line on stderr that says what, where and what to do. Set
     LLAVA_AMBER_TRACEBACK=1 to see where in the code an error came from.
     """
     try:
         app()
+    except InterruptedRunError as error:
+        # On a line of its own, behind the ^C that a terminal shows.
+        typer.echo(f"\nstopped: {error}" if sys.stderr.isatty() else f"stopped: {error}", err=True)
+        sys.exit(_STOPPED)
     except (ActivationsError, OSError) as error:
         if os.environ.get("LLAVA_AMBER_TRACEBACK"):
             raise

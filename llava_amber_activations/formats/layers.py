@@ -60,6 +60,22 @@ class LayerWindow:
         return range(first, min(first + self.n_targets, self.n_layers))
 
 
+def check_n_targets(n_targets: int, n_layers: int, first_target: int = 1) -> None:
+    """Check a number of targets that somebody typed: no layer has more than there are layers.
+
+    The default is right for every model, and gives all that there are in a small one.
+
+    Raises:
+        ActivationsError: the model has fewer layers.
+    """
+    most = n_layers - first_target
+    if n_targets > max(most, DEFAULT_N_TARGETS):
+        raise ActivationsError(
+            f"--n-targets {n_targets} is more than a model of {n_layers} layers has: the first of "
+            f"them has {most} targets"
+        )
+
+
 def split_name(layer: int) -> str:
     """Name of a layer's split, and of its config: `L5`."""
     return f"L{layer}"
@@ -95,6 +111,8 @@ def parse_layers(text: str, available: range | tuple[int, ...]) -> tuple[int, ..
         ends = (first, last) if dash else (first,)
         if not all(end.isdecimal() and len(end) <= _MOST_DIGITS for end in ends):
             raise ActivationsError(f"'{text}' is not a list of layers: write 5, 0-30 or 0,5,10-12")
+        if dash and int(first) > int(last):
+            raise ActivationsError(f"the layers {first}-{last} run backwards: write {last}-{first}")
         asked = range(int(first), int(last if dash else first) + 1)
         # The first few are enough to say, however large a number was typed.
         missing += islice((layer for layer in asked if layer not in have), _MISSING_SAID)

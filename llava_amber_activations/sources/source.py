@@ -16,8 +16,9 @@ from llava_amber_activations.formats.dataset_folder import MANIFEST_FILE, REMEDY
 from llava_amber_activations.parsing.typed_json import parse_json_object
 from llava_amber_activations.sources.footers import Expected
 from llava_amber_activations.sources.shard_file import is_remote, open_parquet, source_errors
+from llava_amber_activations.store.sums import RECIPE_FILE
 
-_REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_REPO_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,11 @@ def open_source(source: str | Path, revision: str | None = None) -> Source:
         f"{source} is not a dataset of activations: it has no {MANIFEST_FILE}"
     )
     if not is_remote(root) and not Path(root, MANIFEST_FILE).exists():
+        if Path(root, RECIPE_FILE).is_file():
+            raise ActivationsError(
+                f"{source} is a capture store, not a dataset: build it first, with "
+                f"`llava-amber build {source} DATASET`"
+            )
         raise missing
     with source_errors(str(source), root):
         try:

@@ -70,7 +70,10 @@ def test_capture_runs_on_a_bare_machine(tiny_llava, image_dir, query_file, tmp_p
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "PYTHONPATH": str(blocked)},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(blocked), os.environ.get("PYTHONPATH", "")]),
+        },
     )
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "store" / "samples.jsonl").read_text().count("\n") == 2

@@ -3,7 +3,7 @@
 import pytest
 
 from llava_amber_activations import ActivationsError
-from llava_amber_activations.formats.sizes import parse_size, readable_size
+from llava_amber_activations.console.sizes import parse_size, readable_size
 
 
 @pytest.mark.parametrize(

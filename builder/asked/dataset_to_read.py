@@ -1,0 +1,121 @@
+"""What `export` and `verify` are asked for: a dataset that has it, and room for the files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from builder.asked.new_place import ITEM_BYTES
+from builder.pt.names import EXPORT_FILE
+from llava_amber_activations.errors import ActivationsError
+from llava_amber_activations.files.leftovers import is_empty_or_missing
+from llava_amber_activations.files.room import check_room
+from llava_amber_activations.formats.dataset_folder import (
+    ALL_LAYERS,
+    CLT_FEATURES,
+    DEFAULT_CONFIG,
+)
+from llava_amber_activations.formats.layers import LayerWindow, check_n_targets, parse_layers
+from llava_amber_activations.sources.source import Source, open_source
+from llava_amber_activations.store.layout import is_store
+from llava_amber_activations.store.samples import read_samples
+
+LAYERS, SAMPLES = "layers", "samples"
+
+
+def check_verify(path: Path, *, store_only: bool = False) -> None:
+    """Check that there is something to verify: a finished store, or a dataset folder.
+
+    Args:
+        store_only: refuse a dataset folder, which nobody can recapture.
+
+    Raises:
+        ActivationsError: there is not.
+    """
+    if not path.is_dir():
+        raise ActivationsError(f"{path} is not a folder: give a capture store or a dataset folder")
+    if is_store(path):
+        read_samples(path)
+    elif store_only:
+        raise ActivationsError(f"{path} is not a capture store, which alone can be recaptured")
+    else:
+        open_source(path)
+
+
+def check_export(
+    source: str,
+    out: Path,
+    layout: str,
+    layers: str | None,
+    n_targets: int | None,
+    first_target: int,
+    pad_targets: bool,
+    revision: str | None,
+) -> None:
+    """Check what can be checked of an export before its tools are loaded.
+
+    Raises:
+        ActivationsError: the source is no dataset or does not hold what is asked for, something is
+            in the way at `out`, or its disk has too little room.
+    """
+    opened = open_source(source, revision)
+    manifest = opened.manifest
+    recipe = manifest.recipe
+    check_targets(layout, n_targets, pad_targets, recipe.n_layers)
+    if n_targets is not None:
+        check_n_targets(n_targets, recipe.n_layers, first_target)
+    window = LayerWindow(recipe.n_layers, n_targets or manifest.n_targets, first_target)
+    available = available_layers(opened, layout, window)
+    chosen = available if layers is None else parse_layers(layers, available)
+    check_free(out)
+    if (out / EXPORT_FILE).is_file():
+        return  # what is there already is not written again
+    if layout == LAYERS:
+        n_vectors = sum(1 + len(window.targets(layer)) for layer in chosen)
+    else:
+        n_vectors = len(chosen)
+    n_bytes = manifest.n_rows * n_vectors * recipe.hidden_size * ITEM_BYTES[manifest.dtype]
+    check_room(out, n_bytes, f"an export of {len(chosen)} layers")
+
+
+def available_layers(source: Source, layout: str, window: LayerWindow) -> tuple[int, ...]:
+    """Return the layers of a dataset that a layout can be made of.
+
+    Raises:
+        ActivationsError: it has none.
+    """
+    manifest = source.manifest
+    if layout == SAMPLES and CLT_FEATURES in manifest.configs:
+        return manifest.layers(CLT_FEATURES)
+    if ALL_LAYERS in manifest.configs:
+        return tuple(window.sources)
+    layers = manifest.layers(DEFAULT_CONFIG)
+    if not layers:
+        raise ActivationsError(f"{source.name} has no x and targets: export it as --format samples")
+    return layers
+
+
+def check_targets(layout: str, n_targets: int | None, pad: bool, n_layers: int) -> None:
+    """Check that targets are asked for where there are some, and padding within reason.
+
+    Raises:
+        ActivationsError: they are not.
+    """
+    if layout == SAMPLES and (pad or n_targets is not None):
+        raise ActivationsError(
+            "sample files have no targets: n_targets and pad_targets are of the layers layout"
+        )
+    if pad and n_targets is not None and n_targets > n_layers:
+        raise ActivationsError(
+            f"padding up to n_targets={n_targets}, where the model has {n_layers} layers, would "
+            "write nothing but zeros: give as many as there are layers at most"
+        )
+
+
+def check_free(out: Path) -> None:
+    """Check that nothing is in the way of an export, new or gone on with.
+
+    Raises:
+        ActivationsError: the folder holds something else.
+    """
+    if not (out / EXPORT_FILE).is_file() and not is_empty_or_missing(out):
+        raise ActivationsError(f"{out} already holds something: give a new or an empty folder")
