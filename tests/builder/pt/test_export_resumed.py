@@ -86,7 +86,7 @@ def test_files_that_broke_off(small_dataset, tmp_path, layout, left):
         ({"layers": ""}, "is not a list of layers"),
         ({"layers": "0-" + "9" * 5000}, "is not a list of layers"),
         ({"layers": "-1"}, "is not a list of layers"),
-        ({"layers": "2-1"}, "are not in this data"),
+        ({"layers": "2-1"}, "the layers 2-1 run backwards"),
         ({"layers": "0-999999999999"}, "are not in this data"),
         ({"n_targets": 0}, "n_targets must be at least 1"),
         ({"first_target": 2}, "first_target must be 0 or 1"),

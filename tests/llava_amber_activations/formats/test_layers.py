@@ -116,7 +116,13 @@ def test_what_is_no_list_of_layers(text):
         parse_layers(text, range(31))
 
 
-@pytest.mark.parametrize("text", ["0-31", "99", "3-1", "30,31"])
+def test_layers_that_run_backwards():
+    """Which are not taken for none, nor for their opposite."""
+    with pytest.raises(ActivationsError, match="the layers 3-1 run backwards: write 1-3"):
+        parse_layers("0,3-1", range(31))
+
+
+@pytest.mark.parametrize("text", ["0-31", "99", "30,31"])
 def test_layers_that_are_not_there(text):
     with pytest.raises(ActivationsError, match="are not in this data: it has 0 to 30"):
         parse_layers(text, range(31))
