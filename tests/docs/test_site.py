@@ -83,8 +83,9 @@ def test_every_command_and_option_is_in_the_reference(site):
         for parameter in command.params:
             if "--help" in parameter.opts:
                 continue
+            # Older releases of typer name an argument in capitals.
             names = [*parameter.opts, *parameter.secondary_opts]
-            assert all(each in sections[name] for each in names), f"{name} {names}"
+            assert all(each.lower() in sections[name].lower() for each in names), (name, names)
 
 
 def test_an_option_says_its_help_and_its_default():
