@@ -20,6 +20,11 @@ from llava_amber_activations.store.layout import (
 )
 from llava_amber_activations.store.samples import read_samples
 
+_SAID_OF_RECIPE = (
+    *("origin", "model", "revision", "x_site", "positions", "sample_positions", "max_new_tokens"),
+    *("transcoders_sha256", "prompt", "benchmark"),
+)
+
 
 @dataclass(frozen=True)
 class StoreInfo:
@@ -169,6 +174,8 @@ def _target_counts(window: LayerWindow) -> str:
 
 
 def _recipe_table(recipe: Recipe) -> list[tuple[str, str]]:
-    fields = ("origin", "model", "revision", "x_site", "positions", "prompt", "benchmark")
-    values = ((field, getattr(recipe, field)) for field in fields)
-    return [(field, value.replace("\n", "\\n")) for field, value in values if value is not None]
+    values = ((field, getattr(recipe, field)) for field in _SAID_OF_RECIPE)
+    return [
+        (field, recipe.why_none(field) if value is None else str(value).replace("\n", "\\n"))
+        for field, value in values
+    ]

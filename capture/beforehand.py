@@ -6,13 +6,13 @@ from pathlib import Path
 
 from capture.model.named import NamedModel, look_up_model
 from capture.samples.benchmark import Benchmark, read_benchmark
-from capture.samples.hf_dataset import PREFIX as HF_PREFIX
 from capture.settings import CaptureSettings
 from capture.sink.settled import check_begun
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files.leftovers import is_empty_or_missing
 from llava_amber_activations.files.room import check_room
 from llava_amber_activations.formats.layers import check_n_targets
+from llava_amber_activations.formats.recipe import HF_PREFIX
 from llava_amber_activations.store.layout import is_store
 
 _ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}

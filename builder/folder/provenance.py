@@ -9,9 +9,7 @@ import dataclasses
 import re
 from dataclasses import dataclass
 
-from llava_amber_activations.formats.recipe import Recipe
-
-HF_PREFIX = "hf:"
+from llava_amber_activations.formats.recipe import HF_PREFIX, Recipe
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from capture.samples.hf_dataset import PREFIX as HF_PREFIX
 from capture.samples.hf_dataset import read_dataset
 from capture.samples.pictures import FolderPictures, PictureSource, check_images
 from capture.samples.queries import Query, read_queries
 from capture.settings import CaptureSettings
 from llava_amber_activations.errors import ActivationsError
+from llava_amber_activations.formats.recipe import HF_PREFIX
 
 
 @dataclass(frozen=True)

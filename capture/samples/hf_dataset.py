@@ -17,8 +17,6 @@ from capture.samples.queries import Query, checked_id
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files.checksums import files_sha256
 
-PREFIX = "hf:"
-
 
 @dataclass(frozen=True)
 class DatasetPictures:

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from capture.samples.benchmark import Benchmark
-from capture.samples.hf_dataset import PREFIX as HF_PREFIX
 from capture.settings import CaptureSettings
 from llava_amber_activations.errors import ActivationsError
-from llava_amber_activations.formats.recipe import Recipe
+from llava_amber_activations.formats.recipe import HF_PREFIX, Recipe
 from llava_amber_activations.formats.version import FORMAT_VERSION
 from llava_amber_activations.store.layout import is_store, read_recipe, write_recipe
 

@@ -28,6 +28,9 @@ MOST_LAYERS = 10_000
 MOST_WIDTH = 1 << 24
 _MOST_CHUNKS = 1_000_000
 
+# What the benchmark's name begins with where it is a dataset of the Hub, or of a folder.
+HF_PREFIX = "hf:"
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -140,6 +143,25 @@ class Recipe:
         """
         check_format_version(value.get("format_version"), where)
         return read_object(cls, value, where, "a capture recipe")
+
+    def why_none(self, name: str) -> str:
+        """Say why a field is None: it was `not used`, or nobody knows it (`unknown`)."""
+        # An import without a note of `export` knows of no capture; a capture has its positions.
+        captured = self.positions is not None
+        not_used = {
+            "sample_positions": captured,
+            "seed": captured and self.sample_positions is None,
+            "max_new_tokens": captured and self.positions != "generated",
+            "transcoders_sha256": captured,
+            "pool": captured and self.transcoders_sha256 is None,
+            "dataset_revision": not (self.benchmark or HF_PREFIX).startswith(HF_PREFIX),
+            # A model has a commit on the Hub, or its weights in a folder.
+            "revision": self.weights_sha256 is not None,
+            "weights_sha256": self.revision is not None,
+            # Each chunk has its own.
+            "batch_size": self.auto_batch_size is True,
+        }
+        return "not used" if not_used.get(name) else "unknown"
 
     def differences(self, other: Recipe) -> list[str]:
         """Name every field in which two recipes differ, as `field (this, not that)`."""

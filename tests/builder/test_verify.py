@@ -171,6 +171,16 @@ def test_info(cli, last_store, all_dataset, store):
     assert {name: value.strip() for name, value in printed.items()} == lines
 
 
+def test_info_and_card_say_what_was_not_used(last_store, last_dataset):
+    """Unlike what nobody knows: nobody asked for transcoders, or for responses."""
+    card = (last_dataset / "README.md").read_text(encoding="utf-8")
+    lines = [dict(info(last_store)), dict(info(last_dataset))]
+    for field in ("sample_positions", "max_new_tokens", "transcoders_sha256"):
+        assert f"| {field} | not used |" in card
+        assert {each[field] for each in lines} == {"not used"}
+    assert "| unknown |" not in card
+
+
 def test_info_of_one_layer(make_small_store, tmp_path):
     """A model of one layer has no targets, and a folder all the same."""
     store = make_small_store(tmp_path / "store", n_layers=1)

@@ -141,3 +141,31 @@ def test_a_damaged_file(tmp_path, text):
 def test_a_folder_that_is_no_store(tmp_path):
     with pytest.raises(ActivationsError, match=r"is not a capture store: it has no capture\.json"):
         read_recipe(tmp_path)
+
+
+def test_why_a_field_is_none():
+    """What was not asked for is not used, and what nobody wrote down is unknown."""
+    captured = dataclasses.replace(
+        RECIPE,
+        model="lab/model",
+        revision="c" * 40,
+        positions="last",
+        benchmark="queries.json",
+        auto_batch_size=True,
+    )
+    not_used = (
+        *("sample_positions", "seed", "max_new_tokens", "transcoders_sha256", "pool"),
+        *("dataset_revision", "weights_sha256", "batch_size"),
+    )
+    assert {captured.why_none(name) for name in not_used} == {"not used"}
+    assert captured.why_none("device") == captured.why_none("compile") == "unknown"
+    local = dataclasses.replace(captured, revision=None, weights_sha256="a" * 64)
+    assert local.why_none("revision") == "not used"
+    # Where it was asked for, or a release before did not write it down, nobody knows.
+    asked = dataclasses.replace(
+        captured, positions="generated", benchmark="hf:lab/pictures", auto_batch_size=None
+    )
+    for name in ("max_new_tokens", "dataset_revision", "batch_size"):
+        assert asked.why_none(name) == "unknown"
+    imported = Recipe(n_layers=4, hidden_size=8, n_targets=3, store_dtype="float32", n_samples=2)
+    assert {imported.why_none(field.name) for field in dataclasses.fields(Recipe)} == {"unknown"}
