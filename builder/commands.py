@@ -199,7 +199,7 @@ def push(
     assert folder is not None
     from builder.asked.files_to_take import check_push
 
-    check_push(folder, repo_id)
+    check_push(folder, repo_id, token)
     if token is not None:
         typer.echo(
             "warning: other users and your shell's history can see a token on the command line; "

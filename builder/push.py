@@ -7,7 +7,11 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate, groupby
+from operator import itemgetter
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, HfFileSystem
 from huggingface_hub.errors import HfHubHTTPError
@@ -16,6 +20,7 @@ from builder.folder.card import card_text
 from builder.folder.provenance import public_recipe
 from builder.format_tag import put_tag
 from builder.verify import verify
+from llava_amber_activations.console.progress import Progress
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.formats.dataset_folder import (
     CARD_FILE,
@@ -31,6 +36,9 @@ from llava_amber_activations.sources.source import open_source
 # What the Hub itself puts into a new repo.
 _OF_THE_HUB = ".gitattributes"
 _MOST_NAMED = 8
+# So much is sent between one word of progress and the next.
+_BYTES_AT_ONCE = 1_000_000_000
+_UPLOAD: dict[str, Any] = {"repo_type": "dataset", "free_memory": False, "gitignore_content": ""}
 
 
 @dataclass(frozen=True)
@@ -132,13 +140,7 @@ def push(
             CommitOperationAdd(CARD_FILE, card),
             CommitOperationAdd(MANIFEST_FILE, manifest_text),
         ]
-        # A try after a failed one sends what that one has not sent. A .gitignore in the repo would
-        # silently leave files out.
-        retried(
-            lambda: api.preupload_lfs_files(
-                repo_id, additions, repo_type="dataset", free_memory=False, gitignore_content=""
-            )
-        )
+        _upload(api, repo_id, additions)
         try:
             revision = retried(
                 lambda: api.create_commit(
@@ -158,6 +160,20 @@ def push(
         _check_is_pushed(after, repo_id, manifest, manifest_text)
         put_tag(api, repo_id, tag, after.commit)
     return Pushed(str(url), tag, after.commit, tuple(deleted))
+
+
+def _upload(api: HfApi, repo_id: str, additions: list[CommitOperationAdd]) -> None:
+    """Send the large files, some at once; the Hub shows none of them before the commit."""
+    sizes = [addition.upload_info.size for addition in additions]
+    # Running sums tell where the next some begin.
+    numbers = [total // _BYTES_AT_ONCE for total in accumulate(sizes)]
+    with Progress("upload", total=sum(sizes), unit="B") as progress:
+        for _, group in groupby(zip(numbers, additions, strict=True), key=itemgetter(0)):
+            some = [addition for _, addition in group]
+            # A try after a failed one sends what that one has not sent. A .gitignore in the repo
+            # would silently leave files out.
+            retried(partial(api.preupload_lfs_files, repo_id, some, **_UPLOAD))
+            progress.update(sum(addition.upload_info.size for addition in some))
 
 
 def _with_card(manifest: Manifest, card: bytes) -> Manifest:

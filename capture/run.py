@@ -100,12 +100,16 @@ def _capture(
             device_map=settings.device_map,
             shown=rank == 0,
         )
+        with Progress(f"checksum of {settings.model}", shown=rank == 0):
+            weights_sha256 = weights.result()
     n_layers = len(model.decoder.layers)
     check_n_targets(settings.n_targets, n_layers)
     if not is_store(store):
         loaded = NamedModel(n_layers, model.decoder.hidden_size)
         check_capture_room(replace(settings, dtype=dtype), len(queries), loaded)
-    prompts = make_prompts(queries, model, most_prompt_tokens(model, settings.response_tokens))
+    with Progress("make the prompts", shown=rank == 0):
+        most_tokens = most_prompt_tokens(model, settings.response_tokens)
+        prompts = make_prompts(queries, model, most_tokens)
     if prompts.unusable and settings.on_error == "stop":
         raise ActivationsError(next(iter(prompts.unusable.values())))
     if settings.compile:
@@ -114,7 +118,7 @@ def _capture(
     recipe = make_recipe(
         *(settings, model, dtype, len(queries), benchmark.queries_sha256),
         dataset_revision=benchmark.dataset_revision,
-        weights_sha256=weights.result(),
+        weights_sha256=weights_sha256,
         reuse_prefix=shares_prefixes,
     )
     encoders = {}

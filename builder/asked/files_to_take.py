@@ -49,11 +49,12 @@ def check_pt_folder(folder: Path) -> None:
         )
 
 
-def check_push(folder: Path, repo_id: str) -> None:
+def check_push(folder: Path, repo_id: str, token: str | None) -> None:
     """Check what can be checked of a push before its tools are loaded.
 
     Raises:
-        ActivationsError: the folder is none that is pushed, or the repo's name is no name.
+        ActivationsError: the folder is none that is pushed, the repo's name is no name, or nobody
+            is logged in.
     """
     if not folder.is_dir():
         raise ActivationsError(f"there is no such folder: {folder}")
@@ -61,3 +62,11 @@ def check_push(folder: Path, repo_id: str) -> None:
         raise ActivationsError(f"--repo-id {repo_id} is no name of a repo on the Hub: OWNER/NAME")
     if (folder / MANIFEST_FILE).is_file() or not is_pt_folder(folder):
         open_source(folder)
+    # Here, because only pushing needs the Hub's client.
+    from huggingface_hub import get_token
+
+    if token is None and get_token() is None:
+        raise ActivationsError(
+            f"pushing to {repo_id} needs an access token that may write: log in with "
+            "`hf auth login`, or set HF_TOKEN"
+        )

@@ -11,6 +11,7 @@ import torch
 from builder.pt.layers_layout import LayersContents
 from builder.pt.names import BatchFiles, find_batches
 from builder.pt.values import check_values, read_targets, read_x
+from llava_amber_activations.console.progress import progress_of
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.formats.layers import LayerWindow
 from llava_amber_activations.parsing.safe_pt import check_pt, map_pt
@@ -43,7 +44,7 @@ def scan_layers(
     files = find_batches(folder)
     first = next(iter(files))
     scans = {}
-    for layer, batches in files.items():
+    for layer, batches in progress_of(files.items(), "read", unit="layer"):
         scans[layer] = _scan_layer(folder, layer, batches)
         for field in ("shapes", "width"):
             ours, theirs = getattr(scans[layer], field), getattr(scans[first], field)
@@ -72,7 +73,7 @@ def scan_layers(
             )
         # Of several, the nearest layer: ascending, the last.
         holders |= dict.fromkeys(targets, layer)
-    for batch in range(len(files[first])):
+    for batch in progress_of(range(len(files[first])), "compare", unit="batch file"):
         _check_shared_targets(folder, files, batch, scans, first_target)
     return LayersContents(
         files=files,

@@ -14,6 +14,7 @@ import torch
 from builder.contents.spans import spans
 from builder.pt.names import find_samples
 from builder.pt.values import check_values, read_sample
+from llava_amber_activations.console.progress import progress_of
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.formats.arrow_vectors import Vectors
 from llava_amber_activations.formats.columns import SAMPLE
@@ -88,7 +89,7 @@ def scan_samples(folder: Path, known_layers: int | None = None) -> SamplesConten
     widths: set[int] = set()
     half = True
     n_unchecked = 0
-    for number, path in files.items():
+    for number, path in progress_of(files.items(), "read", unit="file"):
         n_unchecked += not check_pt(path)
         activations = read_sample(path, map_pt)
         for layer, tensor in activations.items():

@@ -9,6 +9,7 @@ from capture.samples.hf_dataset import read_dataset
 from capture.samples.pictures import FolderPictures, PictureSource, check_images
 from capture.samples.queries import Query, read_queries
 from capture.settings import CaptureSettings
+from llava_amber_activations.console.progress import Progress
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.formats.recipe import HF_PREFIX
 
@@ -38,13 +39,14 @@ def read_benchmark(settings: CaptureSettings) -> Benchmark:
     """
     name = str(settings.dataset)
     if name.startswith(HF_PREFIX):
-        queries, checksum, columns = read_dataset(
-            name.removeprefix(HF_PREFIX),
-            settings.split,
-            settings.image_column,
-            settings.query_column,
-            settings.max_samples,
-        )
+        with Progress(f"open {name}"):
+            queries, checksum, columns = read_dataset(
+                name.removeprefix(HF_PREFIX),
+                settings.split,
+                settings.image_column,
+                settings.query_column,
+                settings.max_samples,
+            )
         return Benchmark(queries, checksum, columns, columns.recorded_revision)
     if settings.image_dir is None:
         raise ActivationsError(

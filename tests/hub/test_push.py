@@ -1,6 +1,7 @@
 """Pushing: what the repo holds, what is sent twice, what is left of an earlier push, the token."""
 
 import json
+import re
 import shutil
 import threading
 from pathlib import Path
@@ -356,3 +357,40 @@ def test_card_is_valid_yaml_of_the_hub(pushed):
     assert {split["num_examples"] for split in infos["default"]["splits"]} == {200}
     assert card.data.size_categories == ["n<1K"]
     assert "figures/rms.png" in card.text and "figures/energy.png" in card.text
+
+
+def test_a_log_of_a_push_is_short(hub, cli, narrow_dataset):
+    """No line a file: at most what each step says when it ends, on a slow machine."""
+    assert len(local_files(narrow_dataset)) > 30
+    result = cli("push", narrow_dataset, "--repo-id", "lab/logged")
+    assert result.returncode == 0
+    steps = ("checksums: ", "verify: ", "upload: ")
+    assert all(line.startswith(steps) for line in result.stderr.splitlines())
+    assert result.stderr.count("\n") <= len(steps)
+
+
+def test_sent_some_at_a_time(hub, narrow_dataset, monkeypatch, capsys):
+    """So that progress can be told; every file arrives, and it is one commit all the same."""
+    monkeypatch.setattr("builder.push._BYTES_AT_ONCE", 1_000_000)
+    monkeypatch.setattr("llava_amber_activations.console.progress._MOMENT", 0.0)
+    push(narrow_dataset, "lab/some-at-a-time", token=DEFAULT_TOKEN)
+    asked = [call for call in hub.requests("POST") if "/preupload/" in call.path]
+    size = sum((narrow_dataset / path).stat().st_size for path in local_files(narrow_dataset))
+    assert size // 1_000_000 <= len(asked) < len(local_files(narrow_dataset))
+    assert remote_files("lab/some-at-a-time") == local_files(narrow_dataset)
+    for path in local_files(narrow_dataset) - {"README.md", "manifest.json"}:
+        assert hub.read("lab/some-at-a-time", path) == (narrow_dataset / path).read_bytes()
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.match(r"upload: (\S+B) of \1, ", last)
+
+
+def test_who_is_not_logged_in(hub, cli, narrow_dataset, tmp_path):
+    """Is told before the folder is verified, which may take an hour."""
+    hub.reset_counts()
+    result = cli(
+        *("push", narrow_dataset, "--repo-id", "lab/anonymous"),
+        HF_TOKEN="",
+        HF_HOME=str(tmp_path / "nobody"),
+    )
+    assert result.returncode == 1 and hub.requests("POST") == []
+    assert "needs an access token" in result.stderr and "hf auth login" in result.stderr

@@ -1,6 +1,7 @@
 """Responses: greedy ones, read once more by the model, in AMBER's form."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -101,3 +102,25 @@ def test_length_goes_with_generation(cli):
         *("--max-new-tokens", "5"),
     )
     assert result.returncode == 2 and "--positions generated" in result.stderr
+
+
+def test_progress_of_answers(make_store, monkeypatch):
+    """While a batch is generated: its tokens, their limit, and how many answers have ended."""
+    notes = []
+    monkeypatch.setattr("capture.passes.generation._SECONDS_BETWEEN_LOOKS", 0.0)
+    monkeypatch.setattr(
+        "capture.run.Progress.update",
+        lambda progress, n=1, note=None: notes.append(note),
+    )
+    make_store(positions="generated", max_new_tokens=5, max_samples=4, batch_size=4)
+    said = [
+        re.fullmatch(r"answers: (\d+) of at most 5 tokens, (\d) of (\d) ended", note or "")
+        for note in notes
+    ]
+    counts = [tuple(map(int, match.groups())) for match in said if match]
+    # Chunks of three samples, each a batch: answers of three and of one.
+    assert {total for _, _, total in counts} == {3, 1}
+    assert max(tokens for tokens, _, _ in counts) <= 5
+    for total in (3, 1):
+        tokens = [n for n, _, of in counts if of == total]
+        assert tokens == list(range(1, len(tokens) + 1))
