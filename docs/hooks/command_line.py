@@ -24,7 +24,8 @@ with `--help`.
 - Every long option can be written with underscores as well: `--image_dir` is `--image-dir`.
 - Results go to standard output, progress and errors to standard error.
 - The exit status is 0 when all is done; 1 after one line that says what is wrong, where, and what
-  to do; 2 where the command itself is written wrong.
+  to do; 2 where the command itself is written wrong; 130 after Ctrl-C, which says what is kept.
+- `info --json` and `verify --json` are for scripts.
 - `LLAVA_AMBER_TRACEBACK=1` in the environment shows where in the code an error came from.
 """
 

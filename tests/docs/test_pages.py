@@ -127,3 +127,18 @@ def test_quoted_errors_are_those_of_the_code():
         for each, pattern in patterns.items()
         if not any(re.fullmatch(pattern, text) for text in texts)
     ] == []
+
+
+def test_measured_figures_are_those_of_the_tables():
+    """`0.96 (0.94–0.99)` in a page is in a table of tests/benchmarks, whoever made that anew."""
+    tables = "".join(
+        path.read_text(encoding="utf-8") for path in (ROOT / "tests" / "benchmarks").glob("*.md")
+    )
+    figure = re.compile(r"[\d.,]*\d \([\d.,]+–[\d.,]+\)")
+    found = {
+        each
+        for page in PAGES
+        for each in figure.findall(page.read_text(encoding="utf-8").replace("\n", " "))
+    }
+    assert len(found) > 8
+    assert sorted(each for each in found if each not in tables) == []
