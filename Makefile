@@ -47,7 +47,7 @@ harden: $(VENV)/.installed
 # The theme's makers announce its end in 2027 at every build, which is no warning about the pages.
 docs: $(VENV)/.installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
-	@echo "docs: open build/site/index.html"
+	@echo "open build/site/index.html; with the search: $(BIN)/python -m http.server -d build/site"
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -68,13 +68,13 @@ def _options(command: Any, context: Any) -> str:
     """Return a table of what a command takes; nothing where `--help` is all."""
     records = [
         record
-        for parameter in command.params
+        for parameter in command.get_params(context)
         if (record := parameter.get_help_record(context)) and "--help" not in parameter.opts
     ]
     if not records:
         return ""
     rows = [f"| `{names}` | {_plain(' '.join(text.split()))} |" for names, text in records]
-    return "\n".join(["| Argument | |", "|---|---|", *rows, ""])
+    return "\n".join(["| Argument or option | What it is |", "|---|---|", *rows, ""])
 
 
 def _plain(text: str) -> str:
