@@ -39,7 +39,10 @@ def activation_batches(
 ) -> ActivationBatches:
     """Return the batches of a layer: of what `open_layer` or `load_activations` returned.
 
-    What `load_dataset` returned does as well.
+    What `load_dataset` returned does as well. `take`, `skip`, `shard` and `with_format` of a stream
+    of `load_activations` are read from the shards as it is; `filter`, `map`, `select_columns`,
+    `cast` and `shuffle` of it `datasets` reads, which is slower. For random order pass `shuffle`
+    here.
 
     Vectors go from Arrow's buffers into tensors of their own dtype (float16 stays float16), never
     through Python lists. The tensors are the caller's own to change; those of one batch share

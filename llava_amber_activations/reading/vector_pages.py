@@ -217,9 +217,12 @@ def _decode(content: memoryview, column: _Column, out: Vectors, *, checked: bool
 
 
 def _join_streams(streams: npt.NDArray[np.uint8], out: npt.NDArray[np.unsignedinteger]) -> None:
-    """Put words together from their bytes, lowest first: streams[k] holds byte k of each."""
-    np.multiply(streams[-1], 256, out=out, dtype=out.dtype, casting="unsafe")
-    for number, stream in reversed(list(enumerate(streams[:-1]))):
-        np.add(out, stream, out=out)
-        if number:
-            np.multiply(out, 256, out=out)
+    """Put words together from their bytes, lowest first: streams[k] holds byte k of each.
+
+    `out` is touched once: its rows may be far apart.
+    """
+    words = np.multiply(streams[-1], 256, dtype=out.dtype, casting="unsafe")
+    for stream in streams[-2:0:-1]:
+        np.add(words, stream, out=words)
+        np.multiply(words, 256, out=words)
+    np.add(words, streams[0], out=out)

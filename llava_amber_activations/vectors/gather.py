@@ -72,14 +72,19 @@ class BatchGather:
         windows = [part.windows[first.kind] for part, _ in parts]
         before = np.cumsum([0, *map(len, windows)])
         buffers, starts = [], []
+        # Names of a part mostly share them.
+        looked_up: dict[tuple[int, int], RowNumbers] = {}
         for name in names:
-            for (held, rows), shift in zip(parts, before, strict=False):
+            for part, (held, rows) in enumerate(parts):
                 vectors = held.vectors[name]
                 found = vectors.starts[rows]
                 starts.append(found.reshape(-1))
                 if before[-1] > 1:
-                    of_rows = vectors.buffers[rows] + shift
-                    buffers.append(of_rows.repeat(n) if (n := found.shape[1]) != 1 else of_rows)
+                    key = part, id(vectors.buffers)
+                    if key not in looked_up:
+                        looked_up[key] = vectors.buffers[rows] + before[part]
+                    n = found.shape[1]
+                    buffers.append(looked_up[key] if n == 1 else looked_up[key].repeat(n))
         array = self._memory.empty((sum(map(len, starts)), first.shape[-1]), first.dtype)
         _copy(
             [each for of_part in windows for each in of_part],
@@ -157,5 +162,8 @@ def _copy_runs(
     sizes = np.diff(firsts, append=len(chosen))
     runs = (chosen[firsts], sizes, buffers[firsts], starts[firsts])
     for into, size, buffer, start in zip(*(each.tolist() for each in runs), strict=True):
+        if size == 1:
+            out[into] = arrays[buffer][start]
+            continue
         step = int(steps[buffer])
         out[into : into + size] = arrays[buffer][start : start + (size - 1) * step + 1 : step]

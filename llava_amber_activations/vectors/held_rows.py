@@ -99,7 +99,8 @@ def rows_of_table(table: pa.Table) -> HeldRows:
         ActivationsError: the rows differ in their number of targets, or something is missing, or
             vectors are lists of any length.
     """
-    integers, vectors = {}, {}
+    integers: dict[str, npt.NDArray[np.int32]] = {}
+    vectors: dict[str, HeldVectors] = {}
     buffers: dict[Kind, _Buffers] = {}
     for field in table.schema:
         name, type_ = field.name, field.type
@@ -123,7 +124,11 @@ def rows_of_table(table: pa.Table) -> HeldRows:
         n = math.prod(shape)
         found = [_nothing(n), *(of_kind.find(name, chunk, n) for chunk in chunks)]
         which, starts = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        vectors[name] = HeldVectors(which, starts, (*shape, width), dtype)
+        # Columns of a file are cut alike: what is looked up in one of them holds for all.
+        same = next(
+            (v.buffers for v in vectors.values() if np.array_equal(v.buffers, which)), which
+        )
+        vectors[name] = HeldVectors(same, starts, (*shape, width), dtype)
     windows = {kind: tuple(each.windows) for kind, each in buffers.items()}
     return HeldRows(integers, vectors, windows)
 

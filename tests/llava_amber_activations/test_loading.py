@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from datasets import List, Value, load_dataset
+from datasets import List, Value, config, load_dataset
 from safetensors.torch import load_file
 
 from builder.build import build
@@ -52,6 +52,13 @@ def test_load_activations(last_dataset, tensors, tmp_path, streaming, first_targ
         expected = tensors[f"mlp_out_{9 + first_target + k:02d}"].numpy()
         assert np.array_equal([row["targets"][k] for row in rows], expected)
     assert {len(row["targets"]) for row in rows} == {3}
+
+
+def test_what_is_prepared_is_one_file(last_dataset, tmp_path, monkeypatch):
+    """However large: its mapping is one buffer, and batches are copied out of it in one call."""
+    monkeypatch.setattr(config, "MAX_SHARD_SIZE", "1kB")
+    layer = load_activations(last_dataset, 9, 3, cache_dir=tmp_path)
+    assert len(layer.cache_files) == 1 and len(layer) == 8
 
 
 def test_targets_of_the_dataset_by_default(last_store, tmp_path):
