@@ -176,6 +176,9 @@ def _target_counts(window: LayerWindow) -> str:
 def _recipe_table(recipe: Recipe) -> list[tuple[str, str]]:
     values = ((field, getattr(recipe, field)) for field in _SAID_OF_RECIPE)
     return [
-        (field, recipe.why_none(field) if value is None else str(value).replace("\n", "\\n"))
+        (
+            field.removesuffix("_sha256"),
+            recipe.why_none(field) if value is None else str(value).replace("\n", "\\n"),
+        )
         for field, value in values
     ]
