@@ -12,8 +12,9 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from builder.asked.files_to_take import is_pt_folder
 from builder.import_pt import import_pt
-from builder.pt.names import EXPORT_FILE, is_pt_folder
+from builder.pt.export_note import EXPORT_FILE
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files.checksums import sha256_of
 from llava_amber_activations.files.leftovers import is_empty_or_missing, sweep

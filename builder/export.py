@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 from builder.asked.dataset_to_read import available_layers, check_free, check_targets
+from builder.pt.dataset_samples import feature_samples, x_samples
 from builder.pt.export_note import ExportNote, adopt, vectors_sha256
-from builder.pt.sample_blocks import feature_samples, x_samples
-from builder.pt.values import sample_path, save_pt, x_path, y_path
+from builder.pt.layers_layout import batch_files, write_batch
+from builder.pt.samples_layout import sample_path, write_sample
 from llava_amber_activations.console.progress import progress_of
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files.leftovers import export_lock_path, sweep
@@ -142,13 +143,8 @@ def _export_layer(
     memory: RecycledMemory,
 ) -> int:
     """Write a layer's missing batch files and return how many they were."""
-    names = [
-        (x_path(out, wanted.layer, number), y_path(out, wanted.layer, number))
-        for number in range(len(batches))
-    ]
-    missing = [
-        number for number, (x, y) in enumerate(names) if not (is_whole_pt(x) and is_whole_pt(y))
-    ]
+    files = [batch_files(out, wanted.layer, number) for number in range(len(batches))]
+    missing = [each.number for each in files if not each.are_whole]
     rows = [batches[number].rows for number in missing]
     ranges = layer_ranges(source, paths, wanted, rows, memory)
 
@@ -157,8 +153,7 @@ def _export_layer(
         shape = (batch.n_samples, len(batch.rows) // batch.n_samples, -1)
         x, *targets = (_tensor(rows).view(shape) for rows in vectors)
         targets += [torch.zeros_like(targets[0]) for _ in range(pad_to - len(targets))]
-        save_pt(names[number][0], {"x": x})
-        save_pt(names[number][1], {"y": targets[0], "targets": targets, "n_targets": len(targets)})
+        write_batch(files[number], x, targets)
 
     # One batch waits for the disk while another is copied and a third is read.
     saving: deque[Future[None]] = deque()
@@ -221,13 +216,9 @@ def _export_samples(source: Source, out: Path, layers: Sequence[int]) -> ExportR
             continue
         n_written += 1
         activations = {
-            layer: torch.from_numpy(_squeezed(vectors))
+            # A copy, in memory of its own.
+            layer: torch.from_numpy(np.array(vectors))
             for layer, vectors in zip(layers, sample.vectors, strict=True)
         }
-        save_pt(path, {"activations": activations})
+        write_sample(path, activations)
     return ExportResult(n_files, n_written, contents)
-
-
-def _squeezed(vectors: Vectors) -> Vectors:
-    """Return [H] for a sample of one position and [T, H] for more, in memory of its own."""
-    return np.array(vectors[0] if len(vectors) == 1 else vectors)

@@ -9,21 +9,20 @@ from pathlib import Path
 from builder.asked.files_to_take import check_pt_folder
 from builder.asked.new_place import check_figures, check_free
 from builder.build import DEFAULT_SHARD_SIZE
-from builder.contents.contents import Contents
+from builder.contents.parts import PartedContents
 from builder.folder.new_folder import finish_folder, new_folder
-from builder.pt.export_note import ExportNote, read_note
-from builder.pt.layers_layout import LayersContents
-from builder.pt.layers_scan import scan_layers
-from builder.pt.names import EXPORT_FILE, is_layers_layout
-from builder.pt.samples_layout import scan_samples
+from builder.pt.export_note import EXPORT_FILE, ExportNote, read_note
+from builder.pt.layers_folder import LayersFolder, scan_layers
+from builder.pt.layers_layout import is_layers_layout
+from builder.pt.samples_folder import scan_samples
 from builder.shards.plan import parse_shard_size
+from builder.shards.side_by_side import write_side_by_side
 from builder.shards.write import (
     ShardTask,
     plan_all_layers,
     plan_features,
     plan_layer,
     plan_moments,
-    write_shards,
 )
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.formats.dataset_folder import Manifest
@@ -118,7 +117,7 @@ def _import_layers(
     return _write(dataset, contents, tasks, num_proc, recipe, sum(rows), warnings)
 
 
-def _assumed(contents: LayersContents, n_layers: int | None, first_target: int | None) -> list[str]:
+def _assumed(contents: LayersFolder, n_layers: int | None, first_target: int | None) -> list[str]:
     """Say what the import takes for granted, because neither a person nor a file says it."""
     said = []
     if n_layers is None:
@@ -134,7 +133,7 @@ def _assumed(contents: LayersContents, n_layers: int | None, first_target: int |
     return said
 
 
-def _left_out(contents: LayersContents) -> list[str]:
+def _left_out(contents: LayersFolder) -> list[str]:
     """Say which vectors of the model, or of the files, are not in the dataset."""
     if not contents.is_complete:
         said = ["Some layers are missing, so there is no `all_layers` config."]
@@ -179,7 +178,7 @@ def _import_samples(
 
 def _write(
     dataset: Path,
-    contents: Contents,
+    contents: PartedContents,
     tasks: Sequence[ShardTask],
     num_proc: int,
     recipe: Recipe,
@@ -187,7 +186,7 @@ def _write(
     warnings: Sequence[str],
 ) -> Manifest:
     with new_folder(dataset) as partial:
-        files, moments = write_shards(partial, contents, tasks, num_proc, "import")
+        files, moments = write_side_by_side(partial, contents, tasks, num_proc, "import")
         manifest = Manifest(
             recipe=recipe,
             dtype=contents.dtype,
@@ -200,7 +199,7 @@ def _write(
 
 
 def _recipe(
-    note: ExportNote | None, layout: str, contents: Contents, n_targets: int, n_samples: int
+    note: ExportNote | None, layout: str, contents: PartedContents, n_targets: int, n_samples: int
 ) -> Recipe:
     """Return what is known of how the data was made: all of it where `export` wrote the folder."""
     known = Recipe(

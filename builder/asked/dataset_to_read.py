@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from builder.asked.new_place import ITEM_BYTES
-from builder.pt.names import EXPORT_FILE
+from builder.pt.export_note import EXPORT_FILE
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files.leftovers import is_empty_or_missing
 from llava_amber_activations.files.room import check_room

@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 from builder.asked.new_place import LEAST_SHARE, check_figures, check_free
-from builder.pt.names import is_layers_layout, is_pt_folder, is_samples_layout
+from builder.pt.layers_layout import is_layers_layout
+from builder.pt.samples_layout import is_samples_layout
 from builder.shards.plan import parse_shard_size
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files.room import check_room
@@ -34,6 +35,11 @@ def check_import(folder: Path, dataset: Path, max_shard_size: str) -> None:
     check_room(dataset, LEAST_SHARE["float32"] * n_bytes, what)
 
 
+def is_pt_folder(folder: Path) -> bool:
+    """Whether a folder holds `.pt` files of either layout."""
+    return folder.is_dir() and (is_layers_layout(folder) or is_samples_layout(folder))
+
+
 def check_pt_folder(folder: Path) -> None:
     """Check that a folder holds `.pt` files of a layout that `import` reads.
 
@@ -42,7 +48,7 @@ def check_pt_folder(folder: Path) -> None:
     """
     if not folder.is_dir():
         raise ActivationsError(f"the folder {folder} does not exist")
-    if not (is_layers_layout(folder) or is_samples_layout(folder)):
+    if not is_pt_folder(folder):
         raise ActivationsError(
             f"{folder} holds neither L*/batch_*_x.pt nor sample_*.pt: it is of no layout that is "
             "known"

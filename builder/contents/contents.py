@@ -19,8 +19,8 @@ class RowReader(Protocol):
         """Read the leading columns of some rows."""
 
 
-class Contents(Protocol):
-    """What a dataset folder is made from; sent to every process that writes shards."""
+class VectorForm(Protocol):
+    """What vectors of a dataset folder look like."""
 
     @property
     def dtype(self) -> str:
@@ -33,6 +33,10 @@ class Contents(Protocol):
     @property
     def width(self) -> int:
         """Length of every vector."""
+
+
+class Contents(VectorForm, Protocol):
+    """What a dataset folder is made from; sent to every process that writes shards."""
 
     def reader(self, layer: int | None) -> RowReader:
         """Open what a layer's split, or `all_layers` where it is None, is made from."""

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from builder.pt.names import EXPORT_FILE
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files.whole import write_json
 from llava_amber_activations.formats.dataset_folder import Manifest
@@ -21,6 +20,8 @@ from llava_amber_activations.formats.version import FORMAT_VERSION, check_format
 from llava_amber_activations.parsing.checked_values import INT64_MAX, check_number, check_sha256
 from llava_amber_activations.parsing.sealed_json import check_seal, sealed
 from llava_amber_activations.parsing.typed_json import parse_json_object, read_object
+
+EXPORT_FILE = "export.json"
 
 
 @dataclass(frozen=True)

@@ -1,151 +1,151 @@
-"""The `layers` layout as something a dataset folder is made from."""
+"""The `layers` layout: where its files lie, and what they hold, read and written.
+
+    OUT/L0/batch_0_x.pt   {'x': [N, T, H]}
+    OUT/L0/batch_0_y.pt   {'y': targets[0], 'targets': [n of [N, T, H]], 'n_targets': n}
+
+A batch is N consecutive samples of equal length T, the same in every layer. Of other scripts a bare
+tensor, the key `data`, a lone `y` and [N, 1, T, H] are read too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pyarrow as pa
-import torch
+from builder.pt.numbered_files import by_number, matching
+from builder.pt.tensors import Load, exact_floats, save_pt
+from llava_amber_activations.errors import ActivationsError
+from llava_amber_activations.formats.layers import split_name
+from llava_amber_activations.formats.recipe import MOST_LAYERS
+from llava_amber_activations.parsing.safe_pt import is_whole_pt, load_pt
 
-from builder.contents.spans import spans
-from builder.pt.names import BatchFiles
-from builder.pt.values import read_targets, read_x
-from llava_amber_activations.formats.arrow_vectors import Vectors
-from llava_amber_activations.formats.columns import (
-    ID,
-    IMAGE,
-    KIND,
-    NO_PATCH,
-    PATCH_COL,
-    PATCH_ROW,
-    POSITION,
-    SAMPLE,
-    TOKEN_ID,
-)
-from llava_amber_activations.formats.dtypes import torch_dtype
-from llava_amber_activations.formats.layers import LayerWindow, mlp_out_name, x_name
-from llava_amber_activations.parsing.safe_pt import map_pt
+if TYPE_CHECKING:
+    import torch
+
+_LAYER_DIR = re.compile(r"L([0-9]+)")
+_X_FILE = re.compile(r"batch_([0-9]+)_x\.pt")
+_Y_FILE = re.compile(r"batch_([0-9]+)_y\.pt")
 
 
 @dataclass(frozen=True)
-class LayersContents:
-    """A folder of the `layers` layout whose files fit together.
+class BatchFiles:
+    """The two files of a batch of a layer, and the batch's number."""
 
-    Attributes:
-        files: of each batch, of each layer that is there.
-        shapes: (samples, positions) of each batch.
-        n_layers: of the model.
-        file_targets: the most targets of a layer in the files, padding of zeros left out.
-        first_target: distance from a layer to its first target in the files, 0 or 1.
-        n_targets: the most targets of a layer in its split, which begin at the next layer.
-        holders: for each MLP output that is there, the layer whose files hold it.
-        n_unchecked: files that have no checksums.
+    number: int
+    x: Path
+    y: Path
+
+    @property
+    def are_whole(self) -> bool:
+        """Whether both are there and end as whole files do."""
+        return is_whole_pt(self.x) and is_whole_pt(self.y)
+
+
+def batch_files(folder: Path, layer: int, batch: int) -> BatchFiles:
+    """Return the files that a batch of a layer is written to."""
+    directory = folder / split_name(layer)
+    return BatchFiles(batch, directory / f"batch_{batch}_x.pt", directory / f"batch_{batch}_y.pt")
+
+
+def is_layers_layout(folder: Path) -> bool:
+    """Whether a folder holds `L*/batch_*_x.pt`."""
+    return any(matching(path, _X_FILE) for _, path in _layer_folders(folder))
+
+
+def find_batches(folder: Path) -> dict[int, list[BatchFiles]]:
+    """Return the batches of each layer that has some, both in the order of their numbers.
+
+    Raises:
+        ActivationsError: two names are of one number, layers differ in their batches, or a batch
+            has one of its two files.
     """
-
-    files: Mapping[int, Sequence[BatchFiles]]
-    shapes: tuple[tuple[int, int], ...]
-    n_layers: int
-    width: int
-    file_targets: int
-    first_target: int
-    n_targets: int
-    holders: Mapping[int, int]
-    dtype: str
-    n_unchecked: int
-
-    @property
-    def rows_of_samples(self) -> list[int]:
-        """Rows of each sample, in order."""
-        return [positions for samples, positions in self.shapes for _ in range(samples)]
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether every layer that has targets in the files is there."""
-        window = LayerWindow(self.n_layers, self.file_targets, self.first_target)
-        return tuple(self.files) == tuple(window.sources)
-
-    @property
-    def split_layers(self) -> list[int]:
-        """The layers that get a split: all that have a target after them."""
-        return [layer for layer in self.files if layer < self.n_layers - 1]
-
-    @property
-    def all_names(self) -> list[str]:
-        """Each vector that the folder holds, once."""
-        return [*map(x_name, self.files), *map(mlp_out_name, self.holders)]
-
-    def targets(self, layer: int) -> range:
-        """Return the layers of the targets of a layer's split."""
-        return LayerWindow(self.n_layers, self.n_targets).targets(layer)
-
-    def file_targets_of(self, layer: int) -> range:
-        """Return the layers of the targets that a layer's files hold."""
-        return LayerWindow(self.n_layers, self.file_targets, self.first_target).targets(layer)
-
-    def reader(self, layer: int | None) -> LayersRows:
-        """Open a layer's own files, or those of all layers."""
-        return LayersRows(self, layer)
+    # A folder without batches is of no layer, whatever its name.
+    with_batches = [
+        (number, path) for number, path in _layer_folders(folder) if matching(path, _X_FILE)
+    ]
+    layers: dict[int, list[BatchFiles]] = {}
+    first: Path | None = None
+    numbers: set[int] = set()
+    for layer, path in by_number(folder, with_batches).items():
+        if layer >= MOST_LAYERS:
+            raise ActivationsError(f"{path} is of no layer: they are 0 to {MOST_LAYERS - 1}")
+        x = by_number(path, matching(path, _X_FILE))
+        y = by_number(path, matching(path, _Y_FILE))
+        if first is None:
+            first, numbers = path, set(x)
+        if x.keys() != numbers:
+            odd = sorted(x.keys() ^ numbers)
+            raise ActivationsError(
+                f"{folder}: {path.name} and {first.name} differ in their batches {odd[:5]}: "
+                "every layer needs the same ones"
+            )
+        for number in sorted(x.keys() ^ y.keys()):
+            there, missing = (x[number], "y") if number in x else (y[number], "x")
+            other = there.with_name(f"{there.stem[:-1]}{missing}.pt")
+            raise ActivationsError(f"{other} is missing, and {there.name} is there: copy both")
+        layers[layer] = [BatchFiles(number, x[number], y[number]) for number in x]
+    return layers
 
 
-class LayersRows:
-    """Reads rows across the batch files of a layer, or of all; files are mapped, not loaded."""
+def read_x(path: Path, load: Load = load_pt) -> torch.Tensor:
+    """Read a batch's `x`: [N, T, H].
 
-    def __init__(self, contents: LayersContents, layer: int | None) -> None:
-        self._contents = contents
-        self._layer = layer
-        counts = [samples * positions for samples, positions in contents.shapes]
-        self._starts = [0, *accumulate(counts)]
-        self._open: dict[Path, list[torch.Tensor]] = {}
-        self._open_batch = -1
+    Raises:
+        ActivationsError: the file holds none.
+    """
+    value = load(path)
+    if isinstance(value, dict):
+        value = value.get("x", value.get("data"))
+    return _batch_tensor(value, path, "x")
 
-    def vectors(self, name: str, rows: range) -> Vectors:
-        """Read a vector of some rows: [rows, H]."""
-        kind, _, number = name.rpartition("_")
-        parts = []
-        for batch, start, stop in spans(self._starts, rows):
-            tensor = self._tensor(kind, int(number), batch)
-            flat = tensor.reshape(-1, self._contents.width)[start:stop]
-            parts.append(flat.to(torch_dtype(self._contents.dtype)).numpy())
-        return np.concatenate(parts)
 
-    def _tensor(self, kind: str, number: int, batch: int) -> torch.Tensor:
-        """Return `x` or `mlp_out` of layer `number`, from the layer's own files or a holder's."""
-        contents = self._contents
-        if kind == "x":
-            return self._file(contents.files[number][batch].x, batch, x=True)[0]
-        own = () if self._layer is None else contents.file_targets_of(self._layer)
-        holder = self._layer if self._layer is not None and number in own else None
-        holder = contents.holders[number] if holder is None else holder
-        targets = self._file(contents.files[holder][batch].y, batch, x=False)
-        return targets[number - holder - contents.first_target]
+def read_targets(path: Path, load: Load = load_pt) -> list[torch.Tensor]:
+    """Read a batch's targets: a list of [N, T, H]; a lone `y` is one target.
 
-    def _file(self, path: Path, batch: int, x: bool) -> list[torch.Tensor]:
-        if batch != self._open_batch:
-            self._open.clear()
-            self._open_batch = batch
-        if path not in self._open:
-            self._open[path] = [read_x(path, map_pt)] if x else read_targets(path, map_pt)
-        return self._open[path]
+    Raises:
+        ActivationsError: the file holds none.
+    """
+    value = load(path)
+    if isinstance(value, dict):
+        value = value.get("targets", value.get("y", value.get("data")))
+    tensors = list(value) if isinstance(value, (list, tuple)) else [value]
+    if not 0 < len(tensors) <= MOST_LAYERS:
+        raise ActivationsError(
+            f"{path} holds a list of {len(tensors)} targets: a layer has at least one, and "
+            f"{MOST_LAYERS} at most"
+        )
+    return [_batch_tensor(tensor, path, target_key(n)) for n, tensor in enumerate(tensors)]
 
-    def leading(self, rows: range) -> dict[str, pa.Array]:
-        """Return the leading columns: what the files do not say is made up as the card tells."""
-        contents = self._contents
-        counts = np.array(contents.rows_of_samples)
-        sample = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-        first = np.repeat(np.cumsum(counts) - counts, counts)
-        position = (np.arange(len(sample)) - first).astype(np.int32)
-        chosen = slice(rows.start, rows.stop)
-        return {
-            SAMPLE: pa.array(sample[chosen]),
-            ID: pa.array(sample[chosen]),
-            IMAGE: pa.array([""] * len(rows), pa.string()),
-            POSITION: pa.array(position[chosen]),
-            TOKEN_ID: pa.array(np.full(len(rows), -1, dtype=np.int32)),
-            KIND: pa.array([""] * len(rows), pa.string()),
-            PATCH_ROW: pa.array(np.full(len(rows), NO_PATCH, dtype=np.int32)),
-            PATCH_COL: pa.array(np.full(len(rows), NO_PATCH, dtype=np.int32)),
-        }
+
+def target_key(number: int) -> str:
+    """Return what a target of a file is called in a message."""
+    return f"targets[{number}]"
+
+
+def write_batch(files: BatchFiles, x: torch.Tensor, targets: Sequence[torch.Tensor]) -> None:
+    """Write the two files of a batch, each whole or not at all.
+
+    Args:
+        x: [N, T, H]; the storage of every tensor must be no larger than the tensor.
+        targets: each [N, T, H].
+    """
+    save_pt(files.x, {"x": x})
+    save_pt(files.y, {"y": targets[0], "targets": list(targets), "n_targets": len(targets)})
+
+
+def _layer_folders(folder: Path) -> list[tuple[int, Path]]:
+    return [(number, path) for number, path in matching(folder, _LAYER_DIR) if path.is_dir()]
+
+
+def _batch_tensor(value: Any, path: Path, key: str) -> torch.Tensor:
+    tensor = exact_floats(value, path, key)
+    if tensor.ndim == 4 and tensor.shape[1] == 1:
+        tensor = tensor.squeeze(1)
+    if tensor.ndim != 3:
+        raise ActivationsError(
+            f"{key} of {path} has the shape {list(tensor.shape)}, not [N, T, H] or [N, 1, T, H]"
+        )
+    return tensor

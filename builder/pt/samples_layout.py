@@ -1,121 +1,95 @@
-"""The `samples` layout as something a dataset folder is made from."""
+"""The `samples` layout: where its files lie, and what they hold, read and written.
+
+    OUT/sample_0000.pt    {'activations': {0: [H] or [T, H], …}}
+
+A file is a sample, its number the sample's; each holds the same layers.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import pyarrow as pa
-import torch
-
-from builder.contents.spans import spans
-from builder.pt.names import find_samples
-from builder.pt.values import check_values, read_sample
-from llava_amber_activations.console.progress import progress_of
+from builder.pt.numbered_files import by_number, matching
+from builder.pt.tensors import Load, exact_floats, save_pt
 from llava_amber_activations.errors import ActivationsError
-from llava_amber_activations.formats.arrow_vectors import Vectors
-from llava_amber_activations.formats.columns import SAMPLE
-from llava_amber_activations.formats.dtypes import torch_dtype
-from llava_amber_activations.parsing.safe_pt import check_pt, map_pt
+from llava_amber_activations.formats.recipe import MOST_LAYERS
+from llava_amber_activations.parsing.checked_values import INT32_MAX
+from llava_amber_activations.parsing.safe_pt import load_pt
+
+if TYPE_CHECKING:
+    import torch
+
+_SAMPLE_FILE = re.compile(r"sample_([0-9]+)\.pt")
 
 
-@dataclass(frozen=True)
-class SamplesContents:
-    """A folder of the `samples` layout whose files fit together.
-
-    Attributes:
-        files: by their numbers, which become the rows' `sample`.
-        rows_of_samples: positions T of each file.
-        layers: that every file holds.
-        n_layers: of the model.
-        n_unchecked: files that have no checksums.
-    """
-
-    files: Mapping[int, Path]
-    rows_of_samples: tuple[int, ...]
-    layers: tuple[int, ...]
-    n_layers: int
-    width: int
-    dtype: str
-    n_unchecked: int
-
-    def reader(self, layer: int | None) -> SamplesRows:
-        """Open one layer of the files."""
-        assert layer is not None
-        return SamplesRows(self, layer)
+def sample_path(folder: Path, sample: int) -> Path:
+    """Return the file that a sample is written to."""
+    return folder / f"sample_{sample:04d}.pt"
 
 
-class SamplesRows:
-    """Reads rows of one layer across the sample files; files are mapped, not loaded."""
-
-    def __init__(self, contents: SamplesContents, layer: int) -> None:
-        self._contents = contents
-        self._layer = layer
-        self._paths = list(contents.files.values())
-        self._starts = [0, *accumulate(contents.rows_of_samples)]
-
-    def vectors(self, name: str, rows: range) -> Vectors:
-        """Read the features of some rows: [rows, F]."""
-        dtype = torch_dtype(self._contents.dtype)
-        parts = []
-        for index, start, stop in spans(self._starts, rows):
-            tensor = read_sample(self._paths[index], map_pt)[self._layer][start:stop]
-            parts.append(tensor.to(dtype).numpy())
-        return np.concatenate(parts)
-
-    def leading(self, rows: range) -> dict[str, pa.Array]:
-        """Return the number of the file that each row is from."""
-        samples = np.array(list(self._contents.files), dtype=np.int32)
-        repeated = np.repeat(samples, self._contents.rows_of_samples)
-        return {SAMPLE: pa.array(repeated[rows.start : rows.stop])}
+def is_samples_layout(folder: Path) -> bool:
+    """Whether a folder holds `sample_0000.pt` and so on."""
+    return bool(matching(folder, _SAMPLE_FILE))
 
 
-def scan_samples(folder: Path, known_layers: int | None = None) -> SamplesContents:
-    """Look at every file of a folder and check that they fit together.
-
-    Args:
-        known_layers: layers of the model; as many as the files show if None.
+def find_samples(folder: Path) -> dict[int, Path]:
+    """Return the sample files of a folder by their numbers, ascending.
 
     Raises:
-        ActivationsError: a file cannot be read, files differ in their layers or widths, or they
-            are not of a model with `known_layers`.
+        ActivationsError: two names are of one number, or a number is too large.
     """
-    files = find_samples(folder)
-    rows: list[int] = []
-    layers: tuple[int, ...] = ()
-    widths: set[int] = set()
-    half = True
-    n_unchecked = 0
-    for number, path in progress_of(files.items(), "read", unit="file"):
-        n_unchecked += not check_pt(path)
-        activations = read_sample(path, map_pt)
-        for layer, tensor in activations.items():
-            check_values(tensor[None], path, f"activations[{layer}]", number)
-        layers = layers or tuple(activations)
-        widths |= {tensor.shape[1] for tensor in activations.values()}
-        counts = {tensor.shape[0] for tensor in activations.values()}
-        if tuple(activations) != layers or len(widths) > 1 or len(counts) > 1:
-            raise ActivationsError(
-                f"{path} does not fit the files before it: every file needs the layers "
-                f"{layers[0]} to {layers[-1]}, all of one width and one number of positions"
-            )
-        rows.append(counts.pop())
-        half = half and all(tensor.dtype == torch.float16 for tensor in activations.values())
-    n_layers = layers[-1] + 1
-    if known_layers is not None and known_layers < n_layers:
+    files = by_number(folder, matching(folder, _SAMPLE_FILE))
+    most = max(files)
+    if most > INT32_MAX:
         raise ActivationsError(
-            f"{folder} holds layer {n_layers - 1}, so the model has more than {known_layers} "
-            "layers: give its own --n-layers"
+            f"{files[most]} has a number over {INT32_MAX}, which `sample` cannot hold: "
+            "number the files anew"
         )
-    return SamplesContents(
-        files=files,
-        rows_of_samples=tuple(rows),
-        layers=layers,
-        n_layers=known_layers or n_layers,
-        width=widths.pop(),
-        dtype="float16" if half else "float32",
-        n_unchecked=n_unchecked,
-    )
+    return files
+
+
+def read_sample(path: Path, load: Load = load_pt) -> dict[int, torch.Tensor]:
+    """Read a sample file: [T, H] for each layer, ascending, T being 1 where the file holds [H].
+
+    Raises:
+        ActivationsError: the file is not of the `samples` layout.
+    """
+    value = load(path)
+    activations = value.get("activations") if isinstance(value, dict) else None
+    if not isinstance(activations, dict) or not activations:
+        raise ActivationsError(f"{path} has no 'activations' by layer: it is not a sample file")
+    layers = {}
+    for layer, tensor in activations.items():
+        if type(layer) is not int or not 0 <= layer < MOST_LAYERS:
+            raise ActivationsError(
+                f"{path} names the layer {layer!r}: layers are integers from 0 to {MOST_LAYERS - 1}"
+            )
+        checked = exact_floats(tensor, path, layer_key(layer))
+        if checked.ndim not in (1, 2):
+            raise ActivationsError(
+                f"{layer_key(layer)} of {path} has the shape {list(checked.shape)}, "
+                "not [H] or [T, H]"
+            )
+        layers[layer] = checked.reshape(-1, checked.shape[-1])
+    return dict(sorted(layers.items()))
+
+
+def layer_key(layer: int) -> str:
+    """Return what a layer of a file is called in a message."""
+    return f"activations[{layer}]"
+
+
+def write_sample(path: Path, activations: Mapping[int, torch.Tensor]) -> None:
+    """Write a sample file, whole or not at all.
+
+    Args:
+        activations: of each layer, [T, H]; written as [H] where T is 1. The storage of every tensor
+            must be no larger than the tensor.
+    """
+    squeezed = {
+        layer: tensor[0] if len(tensor) == 1 else tensor for layer, tensor in activations.items()
+    }
+    save_pt(path, {"activations": squeezed})

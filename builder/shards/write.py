@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
@@ -15,7 +15,7 @@ from threading import Thread
 import numpy as np
 import pyarrow as pa
 
-from builder.contents.contents import Contents
+from builder.contents.contents import Contents, VectorForm
 from builder.shards.moments import Moments, merge_all, moments_of
 from builder.shards.plan import plan_row_groups, plan_shards
 from builder.shards.writer import open_shard
@@ -25,7 +25,7 @@ from llava_amber_activations.formats.arrow_vectors import (
     targets_to_arrow,
     vectors_to_arrow,
 )
-from llava_amber_activations.formats.columns import FEATURES, LEADING, SAMPLE
+from llava_amber_activations.formats.columns import LEADING, SAMPLE
 from llava_amber_activations.formats.dataset_folder import (
     ALL_LAYERS,
     ALL_LAYERS_SPLIT,
@@ -41,6 +41,7 @@ from llava_amber_activations.formats.schema import (
     default_schema,
     with_features,
 )
+from llava_amber_activations.store.features import features_name
 
 # Each holds a row group or two, of at most 64 MiB. Two write as fast as two processes, which have
 # torch to import first.
@@ -55,7 +56,8 @@ class ShardTask:
         path: relative to the dataset folder; None where only the moments of `names` are wanted.
         config: `default`, `all_layers` or `clt_features`.
         layer: of the split; None in `all_layers`.
-        names: vectors that it holds, in order: `x` and then the targets, or those of all layers.
+        names: vectors that it holds, in order: `x` and then the targets, those of all layers, or
+            a layer's features.
         groups: rows of each row group.
     """
 
@@ -67,7 +69,7 @@ class ShardTask:
 
 
 def plan_layer(
-    contents: Contents,
+    form: VectorForm,
     rows_of_samples: Sequence[int],
     layer: int,
     targets: Sequence[int],
@@ -75,40 +77,41 @@ def plan_layer(
 ) -> list[ShardTask]:
     """Plan the shards of a layer's split in the default config."""
     names = (x_name(layer), *map(mlp_out_name, targets))
-    return _plan(contents, rows_of_samples, DEFAULT_CONFIG, layer, names, shard_bytes)
+    return _plan(form, rows_of_samples, DEFAULT_CONFIG, layer, names, shard_bytes)
 
 
 def plan_all_layers(
-    contents: Contents, rows_of_samples: Sequence[int], names: Sequence[str], shard_bytes: int
+    form: VectorForm, rows_of_samples: Sequence[int], names: Sequence[str], shard_bytes: int
 ) -> list[ShardTask]:
     """Plan the shards of `all_layers` with the vectors `names`."""
-    return _plan(contents, rows_of_samples, ALL_LAYERS, None, tuple(names), shard_bytes)
+    return _plan(form, rows_of_samples, ALL_LAYERS, None, tuple(names), shard_bytes)
 
 
 def plan_moments(
-    contents: Contents, rows_of_samples: Sequence[int], names: Sequence[str], shard_bytes: int
+    form: VectorForm, rows_of_samples: Sequence[int], names: Sequence[str], shard_bytes: int
 ) -> list[ShardTask]:
     """Plan a pass over the vectors `names` that writes nothing, for a folder without all_layers."""
-    tasks = plan_all_layers(contents, rows_of_samples, names, shard_bytes)
+    tasks = plan_all_layers(form, rows_of_samples, names, shard_bytes)
     return [dataclasses.replace(task, path=None) for task in tasks]
 
 
 def plan_features(
-    contents: Contents, rows_of_samples: Sequence[int], layer: int, shard_bytes: int
+    form: VectorForm, rows_of_samples: Sequence[int], layer: int, shard_bytes: int
 ) -> list[ShardTask]:
     """Plan the shards of a layer's split in `clt_features`."""
-    return _plan(contents, rows_of_samples, CLT_FEATURES, layer, (FEATURES,), shard_bytes)
+    names = (features_name(layer),)
+    return _plan(form, rows_of_samples, CLT_FEATURES, layer, names, shard_bytes)
 
 
 def _plan(
-    contents: Contents,
+    form: VectorForm,
     rows_of_samples: Sequence[int],
     config: str,
     layer: int | None,
     names: tuple[str, ...],
     shard_bytes: int,
 ) -> list[ShardTask]:
-    row_bytes = len(names) * contents.width * np.dtype(contents.dtype).itemsize
+    row_bytes = len(names) * form.width * np.dtype(form.dtype).itemsize
     shards = plan_shards(plan_row_groups(rows_of_samples, row_bytes), row_bytes, shard_bytes)
     split = ALL_LAYERS_SPLIT if layer is None else split_name(layer)
     return [
@@ -129,38 +132,51 @@ def write_shards(
         tasks of all layers, merged in the order of the tasks, so that they do not depend on
         `num_proc`.
     """
-    entries, moments = {}, []
+    done = []
     with Progress(label, total=len(tasks), unit="shard") as progress:
-        done = _done(folder, contents, tasks, num_proc)
-        for task, (entry, shard_moments) in zip(tasks, done, strict=True):
-            if task.path is not None and entry is not None:
-                entries[task.path] = entry
-            moments.append(shard_moments)
+        for each in _done(folder, contents, tasks, num_proc):
+            done.append(each)
             progress.update()
-    return entries, merge_all(moments)
+    return joined(tasks, done)
 
 
-_Done = tuple[FileEntry | None, dict[str, Moments]]
+def joined(
+    tasks: Sequence[ShardTask], done: Sequence[Done]
+) -> tuple[dict[str, FileEntry], dict[str, Moments]]:
+    """Return the entries of shards by their paths, and their moments merged in their order."""
+    entries = {
+        task.path: entry
+        for task, (entry, _) in zip(tasks, done, strict=True)
+        if task.path is not None and entry is not None
+    }
+    return entries, merge_all(moments for _, moments in done)
+
+
+Done = tuple[FileEntry | None, dict[str, Moments]]
 
 
 def _done(
     folder: Path, contents: Contents, tasks: Sequence[ShardTask], num_proc: int
-) -> Iterator[_Done]:
+) -> Iterator[Done]:
     n = len(tasks)
     # Made here: their features need `datasets`, which every process would have to import. As bytes:
     # pickled, a fixed-size list forgets that its elements are never null.
-    schemas = [_schema(contents, task).serialize().to_pybytes() for task in tasks]
+    schemas = [schema_of(contents, task).serialize().to_pybytes() for task in tasks]
     given = [folder] * n, [contents] * n, tasks, schemas
     if num_proc <= _MOST_THREADS:
-        # What takes the time (Arrow, numpy, SHA-256) leaves the interpreter to other threads.
-        n_threads = max(num_proc, min(_MOST_THREADS, os.cpu_count() or 1))
-        with ThreadPoolExecutor(n_threads) as threads:
+        with ThreadPoolExecutor(n_threads(num_proc)) as threads:
             yield from threads.map(_do, *given)
         return
     # Not forked: torch and Arrow have threads by now, and their locks would be copied held.
     spawn = get_context("spawn")
     with ProcessPoolExecutor(num_proc, mp_context=spawn, initializer=_end_with_parent) as pool:
         yield from pool.map(_do, *given)
+
+
+def n_threads(num_proc: int) -> int:
+    """Return how many threads write shards where `num_proc` at once were asked for, or more."""
+    # What takes the time (Arrow, numpy, SHA-256) leaves the interpreter to other threads.
+    return max(num_proc, min(_MOST_THREADS, os.cpu_count() or 1))
 
 
 def _end_with_parent() -> None:
@@ -177,8 +193,25 @@ def _end_with_parent() -> None:
     Thread(target=follow, daemon=True).start()
 
 
-def _do(folder: Path, contents: Contents, task: ShardTask, schema: bytes) -> _Done:
-    """Write one shard, a row group at a time, or only take its moments."""
+def _do(folder: Path, contents: Contents, task: ShardTask, schema: bytes) -> Done:
+    """Write one shard, whose rows can all be read."""
+    writing = write_shard(folder, contents, task, pa.ipc.read_schema(pa.py_buffer(schema)))
+    while True:
+        try:
+            next(writing)
+        except StopIteration as end:
+            done: Done = end.value
+            return done
+
+
+def write_shard(
+    folder: Path, contents: Contents, task: ShardTask, schema: pa.Schema
+) -> Generator[range, None, Done]:
+    """Write one shard, a row group at a time, or only take its moments.
+
+    Yields:
+        The rows of each row group, before they are read.
+    """
     reader = contents.reader(task.layer)
     moments: dict[str, Moments] = {}
 
@@ -192,19 +225,22 @@ def _do(folder: Path, contents: Contents, task: ShardTask, schema: bytes) -> _Do
 
     if task.path is None:
         for rows in task.groups:
+            yield rows
             vectors_of(rows)
         return None, moments
     leading_names = (SAMPLE,) if task.config == CLT_FEATURES else LEADING
-    with open_shard(folder / task.path, pa.ipc.read_schema(pa.py_buffer(schema))) as shard:
+    with open_shard(folder / task.path, schema) as shard:
         for rows in task.groups:
+            yield rows
             leading = reader.leading(rows)
             columns = _vector_columns(vectors_of(rows), task.config)
             shard.write_group([*(leading[name] for name in leading_names), *columns])
     return shard.entry, moments
 
 
-def _schema(contents: Contents, task: ShardTask) -> pa.Schema:
-    shape = (contents.width, contents.dtype, contents.n_layers)
+def schema_of(form: VectorForm, task: ShardTask) -> pa.Schema:
+    """Return the schema of a shard, as `datasets` reads it."""
+    shape = (form.width, form.dtype, form.n_layers)
     if task.config == ALL_LAYERS:
         return with_features(all_layers_schema(task.names, *shape))
     if task.config == CLT_FEATURES:

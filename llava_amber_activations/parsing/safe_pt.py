@@ -19,13 +19,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import torch
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files.read_errors import reason_of
 from llava_amber_activations.parsing.pt_program import MOST_BYTES, read_program, refusal
+
+# torch takes a second to import, and which files there are is asked before anything slow.
+if TYPE_CHECKING:
+    import torch
 
 _READ_BYTES = 1 << 20
 _ZIP_BEGINS, _PICKLE_BEGINS = b"PK", b"\x80"
@@ -57,14 +59,19 @@ def map_pt(path: Path) -> Any:
     Raises:
         ActivationsError: it is not the file that it was.
     """
+    import torch
+
     with _pt_errors(path):
         with path.open("rb") as file:
             is_zip = file.read(len(_ZIP_BEGINS)) == _ZIP_BEGINS
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
 
 
-def check_pt(path: Path) -> bool:
+def check_pt(path: Path, *, values: bool = True) -> bool:
     """Check a `.pt` file as `load_pt` does, and return whether it has checksums.
+
+    Args:
+        values: read the values too, and compare their checksums; if not, only what describes them.
 
     Raises:
         ActivationsError: as `load_pt`.
@@ -72,7 +79,7 @@ def check_pt(path: Path) -> bool:
     with _pt_errors(path), path.open("rb") as file:
         file_bytes = path.stat().st_size
         if file.read(len(_ZIP_BEGINS)) == _ZIP_BEGINS:
-            return _check_zip(file, path, file_bytes)
+            return _check_zip(file, path, file_bytes, values)
         file.seek(0)
         _check_legacy(file, path, file_bytes)
         return False
@@ -89,6 +96,8 @@ def floats_of(value: Any, path: Path, key: str) -> torch.Tensor:
     Raises:
         ActivationsError: it is none, or it is empty; the message names `key` and `path`.
     """
+    import torch
+
     if not isinstance(value, torch.Tensor):
         raise ActivationsError(f"{path} has no tensor {key}: it is not a file of this layout")
     if not value.is_floating_point():
@@ -119,7 +128,7 @@ def _pt_errors(path: Path) -> Iterator[None]:
         ) from None
 
 
-def _check_zip(file: BinaryIO, path: Path, file_bytes: int) -> bool:
+def _check_zip(file: BinaryIO, path: Path, file_bytes: int, values: bool) -> bool:
     with zipfile.ZipFile(file) as archive:
         records = {record.filename: record for record in archive.infolist()}
         programs = [name for name in records if name.count("/") == 1 and name.endswith("/data.pkl")]
@@ -134,7 +143,8 @@ def _check_zip(file: BinaryIO, path: Path, file_bytes: int) -> bool:
         has_checksums = any(record.CRC for record in records.values())
         if has_checksums:
             for name in records:
-                _read_through(archive, name)
+                if values or not name.startswith(f"{prefix}data/"):
+                    _read_through(archive, name)
         if records[programs[0]].file_size > MOST_BYTES:
             raise refusal(path, f"describes its contents in more than {MOST_BYTES >> 20} MiB")
         file.seek(_start_of(file, records[programs[0]]))

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from builder.import_pt import import_pt
-from builder.pt.values import read_sample, read_x
+from builder.pt.layers_layout import read_x
+from builder.pt.samples_layout import read_sample
 from llava_amber_activations import ActivationsError
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from builder.import_pt import import_pt
-from builder.pt.values import read_x
+from builder.pt.layers_layout import read_x
 from llava_amber_activations import ActivationsError
 
 LEGACY = {"_use_new_zipfile_serialization": False}

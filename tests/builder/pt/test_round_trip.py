@@ -7,6 +7,7 @@ from safetensors import safe_open
 from builder.build import build
 from builder.export import export
 from builder.import_pt import import_pt
+from builder.verify import verify
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -139,3 +140,16 @@ def test_files_of_several_dtypes(write_layers, tmp_path, by, dtypes, expected):
         theirs = [written[path]["x"]] if "x" in value else written[path]["targets"]
         for one, other in zip(mine, theirs, strict=True):
             assert one.dtype == expected and torch.equal(one.float(), other.float()), path
+
+
+def test_a_zero_whose_sign_differs(write_layers, tmp_path):
+    """Two layers agree in a value and not in its bits; the dataset holds one of them everywhere."""
+
+    def change(tensor, layer, target, batch):
+        if layer + target == 2 and target > 0:
+            tensor[0, 0, 3] = -0.0 if layer == 0 else 0.0
+        return tensor
+
+    write_layers(tmp_path / "in", change=change)
+    import_pt(tmp_path / "in", tmp_path / "dataset")
+    verify(tmp_path / "dataset")
