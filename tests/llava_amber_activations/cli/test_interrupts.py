@@ -107,7 +107,9 @@ def test_build(interrupt, cli, last_store, tmp_path, num_proc):
 def test_export(interrupt, cli, last_dataset, tmp_path):
     out = tmp_path / "pt"
     arguments = ["export", last_dataset, out, "--format", "layers", "--batch-size", "4"]
-    line = interrupt(arguments, ("builder.export", "save_pt"), (out / "L2" / "batch_0_x.pt").exists)
+    line = interrupt(
+        arguments, ("builder.pt.layers_layout", "save_pt"), (out / "L2" / "batch_0_x.pt").exists
+    )
     assert f"the files that are whole are kept in {out}, and the same command writes" in line
     kept = list(out.rglob("*.pt"))
     assert not [name for name in names(out) if name.endswith((".partial", ".lock"))]
