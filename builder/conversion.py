@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from builder.asked.files_to_take import is_pt_folder
+from builder.asked.new_place import clear_leftovers
 from builder.import_pt import import_pt
 from builder.pt.export_note import EXPORT_FILE
 from llava_amber_activations.errors import ActivationsError
@@ -72,6 +73,8 @@ def dataset_to_push(folder: Path) -> tuple[Path, bool]:
             if known.manifest_sha256 is None:
                 # A kill came between the conversion's last deed and the note's.
                 _write_note(note, Conversion(now, sha256_of(converted / MANIFEST_FILE)))
+            # Before that, a kill may have left the conversion's lock.
+            clear_leftovers(converted)
             return converted, True
         # It can be made again from the files, and is not yet what they are.
         shutil.rmtree(converted)
