@@ -18,6 +18,9 @@ NumProc = Annotated[
     int,
     typer.Option(min=1, help="Shards written at once: up to 4 by threads, more by processes."),
 ]
+ImportThreads = Annotated[
+    int, typer.Option(min=1, help="Shards written at once; up to 4 where there are cores, or more.")
+]
 NTargets = Annotated[
     int | None, typer.Option(min=1, help="Targets of a layer.", show_default="as captured")
 ]
@@ -142,7 +145,7 @@ def import_(
         ),
     ] = None,
     max_shard_size: MaxShardSize = "500MB",
-    num_proc: NumProc = 1,
+    num_proc: ImportThreads = 1,
 ) -> None:
     """Make a dataset folder of a folder of .pt files."""
     from builder.asked.files_to_take import check_import

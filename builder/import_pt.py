@@ -55,6 +55,7 @@ def import_pt(
             another's, the fewest that the files allow.
         first_target: 1 where a layer's first target is the next layer's MLP output, 0 where it is
             the layer's own. If None: as `export` noted it; in a folder of another's, 1.
+        num_proc: shards written at once, by threads; up to four where there are cores for it.
 
     Raises:
         ActivationsError: the folder is of neither layout, a file of it cannot be read or would
