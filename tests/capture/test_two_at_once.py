@@ -11,7 +11,7 @@ import torch
 from folders import files_of
 from paused import go_on, start_paused
 
-from capture import run
+from capture import beforehand, run
 from capture.settings import CaptureSettings
 from capture.sink.store_lock import captured_into
 from llava_amber_activations import ActivationsError
@@ -86,8 +86,8 @@ def test_a_rank_that_begins_while_another_looks(
 
         return look
 
-    monkeypatch.setattr(run, "is_store", looking(run.is_store))
-    monkeypatch.setattr(run, "is_empty_or_missing", looking(run.is_empty_or_missing))
+    monkeypatch.setattr(beforehand, "is_store", looking(beforehand.is_store))
+    monkeypatch.setattr(beforehand, "is_empty_or_missing", looking(beforehand.is_empty_or_missing))
     settings = CaptureSettings(
         model=str(tiny_llava),
         dataset=query_file,
