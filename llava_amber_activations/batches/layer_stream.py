@@ -18,7 +18,7 @@ from llava_amber_activations.reading.read_ahead import RowGroup, Shards, read_in
 from llava_amber_activations.reading.wanted_layer import WantedLayer, layer_shards, wanted_layer
 from llava_amber_activations.sources.footers import NOTHING_EXPECTED, Expected
 from llava_amber_activations.sources.shard_file import ShardFile
-from llava_amber_activations.sources.source import Source, expected_of, open_source
+from llava_amber_activations.sources.source import expected_of, open_source
 from llava_amber_activations.vectors.held_rows import HeldRows, RowNumbers, join_rows
 from llava_amber_activations.vectors.recycled import RecycledMemory
 
@@ -197,19 +197,10 @@ def open_layer(
     """
     opened = open_source(source, revision)
     wanted = wanted_layer(opened, layer, n_targets, first_target)
-    return layer_stream(opened, wanted)
-
-
-def layer_stream(source: Source, wanted: WantedLayer) -> LayerStream:
-    """Return the stream of a layer's shards.
-
-    Raises:
-        ActivationsError: as `layer_shards`.
-    """
-    paths = layer_shards(source, wanted)
-    urls = tuple(source.url(path) for path in paths)
-    checksums = [source.manifest.files[path].sha256 for path in paths]
-    return LayerStream(urls, wanted, expected_of(source, paths), digest_of(checksums))
+    paths = layer_shards(opened, wanted)
+    urls = tuple(opened.url(path) for path in paths)
+    checksums = [opened.manifest.files[path].sha256 for path in paths]
+    return LayerStream(urls, wanted, expected_of(opened, paths), digest_of(checksums))
 
 
 def digest_of(checksums: Sequence[str]) -> str:
