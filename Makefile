@@ -1,7 +1,7 @@
 # make demo   the whole pipeline on a tiny random LLaVA, on the CPU
 # make test   the test suite
 # make test-lowest   the test suite at the lowest versions that pyproject.toml allows
-# make bench  the benchmark: a table and a plot in tests/benchmarks (half an hour, 25 GB of scratch)
+# make bench  the benchmark: docs/benchmarks.md and its plot (half an hour, 25 GB of scratch)
 # make harden  kills, mutated files, full disks and a failing Hub, at full size (CAMPAIGN=small: minutes)
 # make docs   the site of docs/ into build/site; a broken link or a missing docstring is an error
 # make lint   ruff and mypy

@@ -3,8 +3,9 @@
     python tests/benchmarks/bench.py            (`make bench`)
 
 Each section runs in a process of its own. What they make is kept in the scratch folder, and found
-there by the next run; about 25 GB. The table and the plot go where `--out` says: `bench.md` and
-`bench.png` beside this file.
+there by the next run; about 25 GB. The table goes to the end of
+`benchmarks.md` in the folder that `--out` names, and the plot of the README to its
+`images/benchmarks.svg`.
 """
 
 from __future__ import annotations
@@ -13,15 +14,14 @@ import argparse
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
+from figures_that_decide import draw
 from measuring import REPEATS, Line, table
 
 HERE = Path(__file__).parent
@@ -51,7 +51,7 @@ def main() -> None:
         choices=SECTIONS,
         help="measure these anew: the others as they were measured last",
     )
-    parser.add_argument("--out", type=Path, default=HERE)
+    parser.add_argument("--out", type=Path, default=HERE.parents[1] / "docs")
     arguments = parser.parse_args()
     arguments.scratch.mkdir(parents=True, exist_ok=True)
     lines: list[Line] = []
@@ -69,10 +69,15 @@ def main() -> None:
     lines.sort(key=lambda line: line.section)
     report = f"{machine()}\n\n{_LEGEND.format(repeats=arguments.repeats)}\n\n{table(lines)}"
     print(report)
-    (arguments.out / "bench.md").write_text(f"# The benchmark\n\n{report}")
-    plot(lines, arguments.out / "bench.png")
+    page = arguments.out / "benchmarks.md"
+    above, mark, _ = page.read_text(encoding="utf-8").partition(_MARK)
+    page.write_text(f"{above}{mark}\n\n{report}", encoding="utf-8")
+    (arguments.out / "images").mkdir(exist_ok=True)
+    draw(report, arguments.out / "images" / "benchmarks.svg")
 
 
+# What stands above it in the page was written by a person.
+_MARK = "<!-- table: made by make bench -->"
 _LEGEND = """\
 Medians of {repeats} (lowest–highest), measured in turn in one run of the section. 1004 rows,
 width 4096, 32 layers, 16 targets, float16 unless a line says otherwise; MB/s are of raw float16.
@@ -96,38 +101,6 @@ def machine() -> str:
         f"{date.today()}, {cpu}, {os.cpu_count()} cores, {memory:.0f} GiB; "
         f"Python {platform.python_version()}, {versions}"
     )
-
-
-def plot(lines: Sequence[Line], path: Path) -> None:
-    """Draw every ratio on a logarithmic scale, with its spread and its aim."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    drawn = list(reversed(lines))
-    figure, axes = plt.subplots(figsize=(11, 1.2 + 0.27 * len(drawn)), layout="constrained")
-    for height, line in enumerate(drawn):
-        ratios = line.ratios
-        middle = statistics.median(ratios)
-        colour = {None: "tab:gray", True: "tab:green", False: "tab:orange"}[line.met]
-        reach = [[middle - min(ratios)], [max(ratios) - middle]]
-        axes.errorbar(middle, height, xerr=reach, fmt="o", color=colour, capsize=3, markersize=5)
-        if line.aim:
-            axes.plot(float(line.aim.split()[1]), height, "|", color="black", markersize=12)
-    axes.axvline(1, color="black", linewidth=0.7)
-    axes.set_xscale("log")
-    axes.set_yticks(range(len(drawn)))
-    axes.set_yticklabels(
-        [f"{line.section.split()[0]}  {line.work}  /  {line.other}" for line in drawn], fontsize=7
-    )
-    axes.set_ylim(-0.7, len(drawn) - 0.3)
-    axes.set_xlabel("ours / the other (speeds: right is better; seconds and bytes: left is better)")
-    axes.set_title(
-        "green: aim met; orange: missed; grey: no aim; black stroke: the aim", fontsize=9
-    )
-    axes.grid(axis="x", which="both", alpha=0.25)
-    figure.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":

@@ -40,3 +40,11 @@ def test_section(hub, narrow_dataset, tmp_path, section):
             timeout=300,
         )
         assert result.returncode == 0, f"{block}\n{result.stderr}"
+
+
+def test_links_lead_somewhere():
+    """Every file that the README links to, or shows, is in the repository."""
+    links = re.findall(r"\]\(([^)#]+)", README.read_text(encoding="utf-8"))
+    local = [link for link in links if "://" not in link]
+    assert local
+    assert [link for link in local if not (README.parent / link).exists()] == []
