@@ -13,14 +13,21 @@ import pytest
 from commands import NAMES, PUSH, TWO_RANKS
 
 WRITERS = tuple(name for name in NAMES if name not in (TWO_RANKS, PUSH))
-SENTENCE = re.compile(r"^error: (?P<path>/.*) cannot be written \([^()]*\): \S.*$", re.M)
+SENTENCES = (
+    re.compile(r"^error: (?P<path>/.*) cannot be written \([^()]*\): \S.*$", re.M),
+    # Before anything is written, where the least that it takes is more than there is.
+    re.compile(
+        r"^error: .* takes .* or more, and the disk of (?P<path>/.*) has .* free: \S.*$", re.M
+    ),
+)
 
 
 def refusal_problem(ended, base):
     """Return what is wrong with how a run that found no room ended, or None."""
     said = re.split(r"[\r\n]", ended.said)
     errors = [line for line in said if line.startswith("error: ")]
-    sentence = SENTENCE.match(errors[0]) if errors else None
+    matches = (each.match(errors[0]) for each in SENTENCES) if errors else ()
+    sentence = next(filter(None, matches), None)
     named = sentence is not None and sentence["path"].startswith(str(base))
     if ended.status == 1 and len(errors) == 1 and named and "Traceback" not in ended.said:
         return None
