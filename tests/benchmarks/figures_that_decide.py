@@ -117,7 +117,7 @@ def draw(table: str, path: Path) -> None:
         each.set_xlim(0, 1.15 * max(1.0, *(ratio.high for ratio in found)))
         each.tick_params(axis="x", labelsize=8)
         each.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(loc="lower right", frameon=False, fontsize=8)
+    axes[0].legend(loc="upper right", frameon=False, fontsize=8)
     figure.savefig(path, metadata={"Date": None})
 
 
