@@ -8,7 +8,7 @@ A package declares them in its pyproject.toml, as a function that adds them to a
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, distributions
 from pathlib import Path
 from typing import Annotated
 
@@ -27,9 +27,24 @@ def assemble() -> typer.Typer:
     app = new_app(completion=True)
     app.callback()(options)
     app.command()(demo)
-    for entry in sorted(entry_points(group=COMMANDS_GROUP), key=lambda entry: entry.name):
+    for entry in _declared():
         entry.load()(app)
     return app
+
+
+def _declared() -> list[EntryPoint]:
+    """Return what all installed packages declare, in the order of the names, each once.
+
+    `importlib.metadata.entry_points` would leave out a package that is found twice, and take what
+    is first on the path: an `.egg-info` that an old installation left in a checkout, say.
+    """
+    found = {
+        (entry.name, entry.value): entry
+        for distribution in distributions()
+        for entry in distribution.entry_points
+        if entry.group == COMMANDS_GROUP
+    }
+    return [found[key] for key in sorted(found)]
 
 
 def _say_version(asked: bool) -> None:

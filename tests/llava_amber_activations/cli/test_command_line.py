@@ -105,3 +105,22 @@ def test_what_build_says_is_next(cli, last_store, tmp_path, configs):
     assert result.returncode == 0, result.stderr
     call = result.stdout.partition("Next: load_dataset")[2]
     assert len(load_dataset(*ast.literal_eval(call.strip()))) == 1
+
+
+def test_what_an_old_installation_left(tmp_path):
+    """Metadata of the same name, first on the path, that know no commands."""
+    left = tmp_path / "llava_amber_activations.egg-info"
+    left.mkdir()
+    (left / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: llava-amber-activations\n")
+    (left / "entry_points.txt").write_text("[console_scripts]\nold = old:main\n")
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        [sys.executable, "-m", "llava_amber_activations", "--help"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": path},
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert all(f" {command} " in done.stdout for command in COMMANDS)
