@@ -23,7 +23,7 @@ def interrupt(tmp_path):
     def run(arguments, slow, until):
         module, name = slow
         program = (
-            "import pathlib, sys, time\n"
+            "import pathlib, signal, sys, time\n"
             f"import {module} as module\n"
             f"quick = module.{name}\n"
             "def slow(*args, **options):\n"
@@ -33,6 +33,8 @@ def interrupt(tmp_path):
             "    return result\n"
             f"module.{name} = slow\n"
             "from llava_amber_activations.cli import main\n"
+            # What starts the tests in the background of a shell makes all below it deaf to Ctrl-C.
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
             "sys.argv = ['llava-amber', *sys.argv[1:]]\n"
             "main()\n"
         )
