@@ -16,10 +16,15 @@ from llava_amber_activations.formats.dataset_folder import FileEntry
 
 
 class _HashedFile:
-    """A binary file to append to, which digests what passes through it."""
+    """A binary file to append to, which digests what passes through it.
+
+    An error is kept for `check`, not raised through Arrow: a writer whose file has raised may crash
+    the process when it is taken apart.
+    """
 
     def __init__(self, file: Any) -> None:
         self._file = file
+        self._error: OSError | None = None
         self._digest = hashlib.sha256()
         self.size = 0
         self.closed = False
@@ -28,11 +33,20 @@ class _HashedFile:
         view = memoryview(data)
         self._digest.update(view)
         self.size += view.nbytes
-        self._file.write(view)
+        if self._error is None:
+            try:
+                self._file.write(view)
+            except OSError as error:
+                self._error = error
         return view.nbytes
 
     def flush(self) -> None:
-        self._file.flush()
+        """Leave it to whoever closes the file, whose errors are raised."""
+
+    def check(self) -> None:
+        """Raise what went wrong with writing."""
+        if self._error is not None:
+            raise self._error
 
     def close(self) -> None:
         self.closed = True
@@ -83,11 +97,13 @@ class ShardWriter:
         """Write one row group; `columns` are in the order of the schema."""
         table = pa.Table.from_arrays(columns, schema=self._schema)
         self._writer.write_table(table, row_group_size=max(1, table.num_rows))
+        self._sink.check()
         self._rows += table.num_rows
 
     def close(self) -> None:
         """Write the footer."""
         self._writer.close()
+        self._sink.check()
 
     @property
     def entry(self) -> FileEntry:

@@ -102,16 +102,13 @@ def is_alive(pid):
 def test_processes_of_a_killed_build_end(small_store, tmp_path):
     """They waited for their parent for ever, or went on to write into what the next one clears."""
     arguments = ["build", small_store, tmp_path / "place", "--num-proc", "5"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "llava_amber_activations", *arguments], stderr=subprocess.PIPE
-    )
-    said = b""
-    while b"| 1/4" not in said:  # one of four shards is written
-        said += process.stderr.read(1)
+    process = subprocess.Popen([sys.executable, "-m", "llava_amber_activations", *arguments])
+    while not list(tmp_path.glob(".place.*.partial/*/*.parquet")):  # one of four shards is written
+        assert process.poll() is None
+        time.sleep(0.005)
     children = children_of(process.pid)
     process.kill()
     process.wait()
-    process.stderr.close()
     assert children
     until = time.monotonic() + 30
     while still_there := [child for child in children if is_alive(child)]:
