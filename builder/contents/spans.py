@@ -1,9 +1,12 @@
-"""Rows that lie in several files one after the other: pure arithmetic."""
+"""Rows that lie in several files, or samples, one after the other: pure arithmetic."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
 
 
 def spans(starts: Sequence[int], rows: range) -> Iterator[tuple[int, int, int]]:
@@ -22,3 +25,15 @@ def spans(starts: Sequence[int], rows: range) -> Iterator[tuple[int, int, int]]:
         stop = min(rows.stop, starts[file + 1])
         yield file, start - starts[file], stop - starts[file]
         start = stop
+
+
+def first_rows(counts: Sequence[int]) -> npt.NDArray[np.int64]:
+    """Return the number of the first row of each of several runs of so many rows: [runs]."""
+    ends = np.cumsum(np.array(counts, dtype=np.int64))
+    return ends - counts
+
+
+def run_of(firsts: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return which run each of some rows is of, by the first rows of the runs."""
+    found: npt.NDArray[np.int64] = np.searchsorted(firsts, rows, side="right") - 1
+    return found

@@ -17,8 +17,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from builder.contents.spans import first_rows, run_of
 from builder.pt.layers_layout import BatchFiles, find_batches, read_targets, read_x, target_key
-from builder.pt.tensors import check_finite, common_dtype, equal_values
+from builder.pt.tensors import changed_meanwhile, check_finite, common_dtype, equal_values
 from llava_amber_activations.console.progress import progress_of
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.formats.columns import (
@@ -138,20 +139,17 @@ class LayersFolder:
 
     def _check_shape(self, tensor: torch.Tensor, path: Path, number: int) -> None:
         if tuple(tensor.shape) != (*self.shapes[number], self.width):
-            raise ActivationsError(
-                f"{path} changed while it was imported: import again when nothing writes to it"
-            )
+            raise changed_meanwhile(path)
 
     @cached_property
     def _first_rows(self) -> np.ndarray:
         """Number of each sample's first row, ascending."""
-        counts = np.array(self.rows_of_samples, dtype=np.int64)
-        return np.cumsum(counts) - counts
+        return first_rows(self.rows_of_samples)
 
     def leading(self, rows: range) -> dict[str, pa.Array]:
         """Return the leading columns: what the files do not say is made up as the card tells."""
         row = np.arange(rows.start, rows.stop)
-        sample = np.searchsorted(self._first_rows, row, side="right") - 1
+        sample = run_of(self._first_rows, row)
         position = row - self._first_rows[sample]
         known = {SAMPLE: sample, ID: sample, POSITION: position}
         unknown = {TOKEN_ID: -1, PATCH_ROW: NO_PATCH, PATCH_COL: NO_PATCH}

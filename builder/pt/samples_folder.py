@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from builder.contents.spans import first_rows, run_of
 from builder.pt.samples_layout import find_samples, layer_key, read_sample
-from builder.pt.tensors import check_finite, common_dtype
+from builder.pt.tensors import changed_meanwhile, check_finite, common_dtype
 from llava_amber_activations.console.progress import progress_of
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.formats.columns import SAMPLE
@@ -64,9 +65,7 @@ class SamplesFolder:
         if tuple(activations) != self.layers or shapes != {
             (self.rows_of_samples[number], self.width)
         }:
-            raise ActivationsError(
-                f"{path} changed while it was imported: import again when nothing writes to it"
-            )
+            raise changed_meanwhile(path)
         for layer, tensor in activations.items():
             check_finite(tensor[None], path, layer_key(layer), int(sample))
         return {features_name(layer): tensor for layer, tensor in activations.items()}
@@ -78,13 +77,12 @@ class SamplesFolder:
     @cached_property
     def _first_rows(self) -> np.ndarray:
         """Number of each file's first row, ascending."""
-        counts = np.array(self.rows_of_samples, dtype=np.int64)
-        return np.cumsum(counts) - counts
+        return first_rows(self.rows_of_samples)
 
     def leading(self, rows: range) -> dict[str, pa.Array]:
         """Return the number of the file that each row is from."""
         row = np.arange(rows.start, rows.stop)
-        file = np.searchsorted(self._first_rows, row, side="right") - 1
+        file = run_of(self._first_rows, row)
         return {SAMPLE: pa.array(self._numbers[file])}
 
 

@@ -27,6 +27,13 @@ def save_pt(path: Path, value: Any) -> None:
         torch.save(value, file)
 
 
+def changed_meanwhile(path: Path) -> ActivationsError:
+    """Return the error that says that a file is no longer as it was looked at."""
+    return ActivationsError(
+        f"{path} changed while it was imported: import again when nothing writes to it"
+    )
+
+
 def exact_floats(value: Any, path: Path, key: str) -> torch.Tensor:
     """Return a value of a loaded file as a tensor that a dataset holds without a change.
 
