@@ -19,6 +19,8 @@ from builder.export import export
 from llava_amber_activations.store.chunk import Chunk
 
 LAYER = 5
+# AMBER, one row a sample.
+WHOLE = Shape()
 MANY_ROWS = Shape(rows=4096, n_layers=32)
 BATCH = 64
 
@@ -29,17 +31,17 @@ class Ground:
 
     scratch: Path
 
-    def store(self, shape: Shape = Shape()) -> Path:  # noqa: B008 - frozen
+    def store(self, shape: Shape = WHOLE) -> Path:
         """A finished store of drawn values."""
         name = f"store-{shape.rows}x{shape.width}"
         return self._once(name, lambda folder: make_store(folder, shape))
 
-    def dataset(self, shape: Shape = Shape(), configs: tuple[str, ...] = ("all_layers",)) -> Path:  # noqa: B008
+    def dataset(self, shape: Shape = WHOLE, configs: tuple[str, ...] = ("all_layers",)) -> Path:
         """Its dataset folder."""
         name = f"dataset-{shape.rows}x{shape.width}-{'-'.join(configs)}"
         return self._once(name, lambda folder: build(self.store(shape), folder, configs=configs))
 
-    def layers(self, batch_size: int, shape: Shape = Shape(), layers: str = str(LAYER)) -> Path:  # noqa: B008
+    def layers(self, batch_size: int, shape: Shape = WHOLE, layers: str = str(LAYER)) -> Path:
         """Layers in the `layers` layout."""
         name = f"layers-{shape.rows}x{shape.width}-{layers}-{batch_size}"
         return self._once(
@@ -49,12 +51,12 @@ class Ground:
             ),
         )
 
-    def vectors(self, names: list[str], shape: Shape = Shape()) -> list[torch.Tensor]:  # noqa: B008
+    def vectors(self, names: list[str], shape: Shape = WHOLE) -> list[torch.Tensor]:
         """Vectors of every row, in memory: [rows, H] each."""
         chunks = [Chunk(path) for path in sorted((self.store(shape) / "chunks").iterdir())]
         return [torch.cat([chunk.rows(name) for chunk in chunks]) for name in names]
 
-    def safetensors(self, shape: Shape = Shape()) -> Path:  # noqa: B008
+    def safetensors(self, shape: Shape = WHOLE) -> Path:
         """One safetensors file of a layer: x [rows, H] and targets [rows, 16, H]."""
 
         def make(path: Path) -> None:
