@@ -78,8 +78,9 @@ class ShardWriter:
         self._sink = _HashedFile(file)
         self._schema = schema
         self._rows = 0
+        self._arrow_file = pa.PythonFile(self._sink, mode="w")
         self._writer = pq.ParquetWriter(
-            pa.PythonFile(self._sink, mode="w"),
+            self._arrow_file,
             schema,
             compression="zstd",
             compression_level=1,
@@ -103,6 +104,8 @@ class ShardWriter:
     def close(self) -> None:
         """Write the footer."""
         self._writer.close()
+        # Or Arrow does when it takes the writer apart, in the middle of whatever else goes wrong.
+        self._arrow_file.close()
         self._sink.check()
 
     @property
