@@ -58,7 +58,8 @@ def find_decoder(model: nn.Module) -> Decoder:
     Raises:
         ActivationsError: there is no such stack of layers, or more than one.
     """
-    config = model.config.get_text_config()  # type: ignore[union-attr,operator]
+    whole: Any = model.config
+    config = whole.get_text_config()
     n_layers, hidden_size = config.num_hidden_layers, config.hidden_size
     stacks = [
         module

@@ -72,18 +72,19 @@ def read_object(kind: type[_T], value: Mapping[str, Any], where: object, what: s
         ActivationsError: a key is missing, or a value is not of its field's type or range; the
             message names the file, the key, what was found and what was expected.
     """
-    return _read_dataclass(kind, value, f"{where} is not {what}", "")
+    found: _T = _read_dataclass(kind, value, f"{where} is not {what}", "")
+    return found
 
 
-def _read_dataclass(kind: type[_T], value: object, refused: str, key: str) -> _T:
+def _read_dataclass(kind: Any, value: object, refused: str, key: str) -> Any:
     if not isinstance(value, dict):
         _refuse(refused, key, value, "an object")
-    fields = [field for field in dataclasses.fields(kind) if field.init]  # type: ignore[arg-type]
+    fields = [field for field in dataclasses.fields(kind) if field.init]
     missing = [field.name for field in fields if field.name not in value and _is_required(field)]
     if missing:
         holder = f"'{key}'" if key else "it"
         raise ActivationsError(f"{refused}: {holder} lacks {', '.join(missing)}")
-    hints = _hints(kind)  # type: ignore[arg-type]
+    hints = _hints(kind)
     inner = f"{key}." if key else ""
     found = {
         field.name: _read(hints[field.name], value[field.name], refused, inner + field.name)
@@ -106,7 +107,7 @@ def _read(type_: Any, value: Any, refused: str, key: str) -> Any:
             _refuse(refused, key, value, _EXPECTED[type_])
         return value
     if dataclasses.is_dataclass(type_):
-        return _read_dataclass(type_, value, refused, key)  # type: ignore[arg-type]
+        return _read_dataclass(type_, value, refused, key)
     origin, args = get_origin(type_), get_args(type_)
     if origin in (Union, types.UnionType):
         if value is None and types.NoneType in args:
