@@ -78,7 +78,8 @@ def _read(dataset: str, cache: Path) -> None:
     row = splits["L5"][0]
     typer.echo(f"splits {names[0]} … {names[-1]}")
     typer.echo(f"L5[0]: x of {len(row['x'])}, {len(row['targets'])} targets, {row['image']}")
-    typer.echo(f"\n>>> activation_batches(load_activations({dataset!r}, layer=5, n_targets=4), 8)")
+    typer.echo(f"\n>>> layer = load_activations({dataset!r}, layer=5, n_targets=4, streaming=True)")
+    typer.echo(">>> next(iter(activation_batches(layer, batch_size=8, shuffle=True, seed=0)))")
     layer = load_activations(dataset, layer=5, n_targets=4, streaming=True)
     batch = next(iter(activation_batches(layer, batch_size=8, shuffle=True, seed=0)))
     typer.echo(", ".join(f"{name} {list(tensor.shape)}" for name, tensor in batch.items()))
