@@ -66,7 +66,7 @@ def _top_shares(moments: Moments) -> Sequence[float]:
 def _layer_axes(n_layers: int) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(8, 4.2), dpi=120)
     # Fixed margins: finding them takes as long as drawing the rest.
-    axes = figure.add_axes((0.09, 0.12, 0.89, 0.8))
+    axes = figure.add_axes((0.1, 0.12, 0.88, 0.8))
     axes.set_xlabel("layer")
     axes.set_xlim(-0.5, n_layers - 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=17))
