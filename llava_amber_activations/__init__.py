@@ -20,7 +20,6 @@ if TYPE_CHECKING:
         ActivationBatches,
         activation_batches,
     )
-    from llava_amber_activations.batches.layer_stream import LayerStream, open_layer
     from llava_amber_activations.dataset_builder import (
         LlavaAmberActivations,
         LlavaAmberActivationsConfig,
@@ -29,12 +28,13 @@ if TYPE_CHECKING:
     from llava_amber_activations.formats.recipe import Recipe
     from llava_amber_activations.loading import load_activations
     from llava_amber_activations.sources.statistics import Statistics, load_statistics
+    from llava_amber_activations.streams.layer_stream import LayerStream, open_layer
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "ActivationBatches": "batches.activation_batches",
-    "LayerStream": "batches.layer_stream",
+    "LayerStream": "streams.layer_stream",
     "LayerWindow": "formats.layers",
     "LlavaAmberActivations": "dataset_builder",
     "LlavaAmberActivationsConfig": "dataset_builder",
@@ -43,7 +43,7 @@ _HOMES = {
     "activation_batches": "batches.activation_batches",
     "load_activations": "loading",
     "load_statistics": "sources.statistics",
-    "open_layer": "batches.layer_stream",
+    "open_layer": "streams.layer_stream",
 }
 
 __all__ = [

@@ -11,13 +11,13 @@ from typing import Any
 import datasets
 from datasets.data_files import DataFilesDict, DataFilesList
 
-from llava_amber_activations.batches.layer_stream import digest_of
 from llava_amber_activations.dataset_builder import LlavaAmberActivations
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.formats.layers import split_name
 from llava_amber_activations.reading.wanted_layer import layer_shards, wanted_layer
 from llava_amber_activations.sources.shard_file import source_errors
 from llava_amber_activations.sources.source import expected_of, open_source
+from llava_amber_activations.streams.layer_stream import digest_of
 
 
 def load_activations(

@@ -10,21 +10,21 @@ from torch.utils.data import IterableDataset, get_worker_info
 from llava_amber_activations.batches.epochs import Epochs
 from llava_amber_activations.batches.loader_state import check_state
 from llava_amber_activations.batches.orders import Block, Order, order_of
-from llava_amber_activations.batches.parts import (
-    Part,
+from llava_amber_activations.batches.ranks import (
     check_ranks,
     environment_ranks,
     live_ranks,
     this_worker,
 )
 from llava_amber_activations.errors import ActivationsError
+from llava_amber_activations.streams.parts import Part
 from llava_amber_activations.vectors.batch import Batch
 from llava_amber_activations.vectors.gather import BatchGather
 
 if TYPE_CHECKING:
     import datasets
 
-    from llava_amber_activations.batches.layer_stream import LayerStream
+    from llava_amber_activations.streams.layer_stream import LayerStream
 
 
 def activation_batches(

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from llava_amber_activations.batches.derived_streams import layer_of_stream
-from llava_amber_activations.batches.layer_stream import LayerStream
-from llava_amber_activations.batches.parts import Part, check_skip
 from llava_amber_activations.errors import ActivationsError
+from llava_amber_activations.streams.derived_streams import layer_of_stream
+from llava_amber_activations.streams.layer_stream import LayerStream
+from llava_amber_activations.streams.parts import Part, check_skip
 from llava_amber_activations.vectors.gather import BatchGather
 from llava_amber_activations.vectors.held_rows import HeldRows, RowNumbers, rows_of_table
 

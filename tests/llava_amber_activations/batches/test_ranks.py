@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from llava_amber_activations import ActivationsError, activation_batches, open_layer
-from llava_amber_activations.batches.parts import Part, cut
+from llava_amber_activations.streams.parts import Part, cut
 
 BATCH = 12
 SCRIPT = Path(__file__).parents[2] / "support" / "rank_side.py"

@@ -21,12 +21,12 @@ from llava_amber_activations import (
     load_activations,
     open_layer,
 )
-from llava_amber_activations.batches.layer_stream import LayerStream
 from llava_amber_activations.formats.arrow_vectors import vectors_to_arrow
 from llava_amber_activations.formats.columns import INTEGERS, LEADING
 from llava_amber_activations.formats.schema import all_layers_schema
 from llava_amber_activations.reading.wanted_layer import WantedLayer
 from llava_amber_activations.sources.footers import NOTHING_EXPECTED, Expected, check_footer
+from llava_amber_activations.streams.layer_stream import LayerStream
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from llava_amber_activations.batches.parts import Part, check_skip, cut
 from llava_amber_activations.reading.layer_rows import read_layer_rows
 from llava_amber_activations.reading.read_ahead import RowGroup, Shards, read_in_order
 from llava_amber_activations.reading.wanted_layer import WantedLayer, layer_shards, wanted_layer
 from llava_amber_activations.sources.footers import NOTHING_EXPECTED, Expected
 from llava_amber_activations.sources.shard_file import ShardFile
 from llava_amber_activations.sources.source import expected_of, open_source
+from llava_amber_activations.streams.parts import Part, check_skip, cut
 from llava_amber_activations.vectors.held_rows import HeldRows, RowNumbers, join_rows
 from llava_amber_activations.vectors.recycled import RecycledMemory
 
