@@ -1,9 +1,9 @@
 """Activations of LLaVA-1.5-7B on AMBER: what the data is, and reading it.
 
-    from llava_amber_activations import load_activations, activation_batches
+    from llava_amber_activations import Activations
 
-    ds = load_activations("KOKOSde/llava-amber-activations", layer=5, n_targets=4, streaming=True)
-    for batch in activation_batches(ds, batch_size=4096, shuffle=True, seed=0):
+    acts = Activations("KOKOSde/llava-amber-activations")
+    for batch in acts.batches(layer=5, n_targets=4, batch_size=4096, shuffle=True, seed=0):
         batch["x"], batch["targets"]  # [B, H], [B, 4, H]
 
 What needs `datasets` is imported when it is first asked for, so that a capture runs where
@@ -16,14 +16,17 @@ from typing import TYPE_CHECKING, Any
 from llava_amber_activations.errors import ActivationsError
 
 if TYPE_CHECKING:
+    from llava_amber_activations.activations import Activations
     from llava_amber_activations.batches.activation_batches import (
         ActivationBatches,
         activation_batches,
     )
+    from llava_amber_activations.batches.hook_batches import LayerPairs, hook_batches
     from llava_amber_activations.dataset_builder import (
         LlavaAmberActivations,
         LlavaAmberActivationsConfig,
     )
+    from llava_amber_activations.formats.columns import KINDS
     from llava_amber_activations.formats.layers import LayerWindow
     from llava_amber_activations.formats.recipe import Recipe
     from llava_amber_activations.loading import load_activations
@@ -33,7 +36,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "KINDS": "formats.columns",
+    "Activations": "activations",
     "ActivationBatches": "batches.activation_batches",
+    "LayerPairs": "batches.hook_batches",
     "LayerStream": "streams.layer_stream",
     "LayerWindow": "formats.layers",
     "LlavaAmberActivations": "dataset_builder",
@@ -41,14 +47,18 @@ _HOMES = {
     "Recipe": "formats.recipe",
     "Statistics": "sources.statistics",
     "activation_batches": "batches.activation_batches",
+    "hook_batches": "batches.hook_batches",
     "load_activations": "loading",
     "load_statistics": "sources.statistics",
     "open_layer": "streams.layer_stream",
 }
 
 __all__ = [
+    "KINDS",
     "ActivationBatches",
+    "Activations",
     "ActivationsError",
+    "LayerPairs",
     "LayerStream",
     "LayerWindow",
     "LlavaAmberActivations",
@@ -56,6 +66,7 @@ __all__ = [
     "Recipe",
     "Statistics",
     "activation_batches",
+    "hook_batches",
     "load_activations",
     "load_statistics",
     "open_layer",

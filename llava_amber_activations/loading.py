@@ -16,8 +16,8 @@ from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.formats.layers import split_name
 from llava_amber_activations.reading.wanted_layer import layer_shards, wanted_layer
 from llava_amber_activations.sources.shard_file import source_errors
-from llava_amber_activations.sources.source import expected_of, open_source
-from llava_amber_activations.streams.layer_stream import digest_of
+from llava_amber_activations.sources.source import Source, expected_of, open_source
+from llava_amber_activations.streams.shard_stream import digest_of
 
 
 def load_activations(
@@ -50,7 +50,26 @@ def load_activations(
         ActivationsError: the source is not a dataset of activations, or does not hold the layer or
             as many targets.
     """
-    opened = open_source(source, revision)
+    return load_layer(
+        open_source(source, revision),
+        layer,
+        n_targets,
+        first_target=first_target,
+        streaming=streaming,
+        cache_dir=cache_dir,
+    )
+
+
+def load_layer(
+    opened: Source,
+    layer: int,
+    n_targets: int | None,
+    *,
+    first_target: int,
+    streaming: bool,
+    cache_dir: str | Path | None,
+) -> datasets.Dataset | datasets.IterableDataset:
+    """Open one layer of a source that is open, as `load_activations` does."""
     wanted = wanted_layer(opened, layer, n_targets, first_target)
     shards = layer_shards(opened, wanted)
     urls = [opened.url(path) for path in shards]

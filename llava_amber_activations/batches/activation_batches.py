@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from llava_amber_activations.batches.epochs import Epochs
-from llava_amber_activations.batches.loader_state import check_state
-from llava_amber_activations.batches.orders import Block, Order, order_of
+from llava_amber_activations.batches.loader_state import Position, check_state
+from llava_amber_activations.batches.on_device import device_of, on_device
+from llava_amber_activations.batches.orders import Order, order_of
 from llava_amber_activations.batches.ranks import (
     check_ranks,
     environment_ranks,
@@ -18,42 +21,51 @@ from llava_amber_activations.batches.ranks import (
 )
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.streams.parts import Part
+from llava_amber_activations.streams.row_choice import Wanted, row_choice
 from llava_amber_activations.vectors.batch import Batch
 from llava_amber_activations.vectors.gather import BatchGather
 
 if TYPE_CHECKING:
     import datasets
 
-    from llava_amber_activations.streams.layer_stream import LayerStream
+    from llava_amber_activations.streams.shard_stream import ShardStream
 
 
 def activation_batches(
-    dataset: LayerStream | datasets.Dataset | datasets.IterableDataset,
+    dataset: ShardStream | datasets.Dataset | datasets.IterableDataset,
     batch_size: int = 4096,
     *,
     shuffle: bool = False,
     seed: int = 0,
+    epochs: int | None = 1,
     drop_last: bool = False,
     rank: int | None = None,
     world_size: int | None = None,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | int | None = None,
+    pin_memory: bool = False,
+    where: Mapping[str, Wanted] | None = None,
+    samples: Iterable[int] | None = None,
+    positions: Iterable[int] | None = None,
+    skip_first: bool = False,
 ) -> ActivationBatches:
     """Return the batches of a layer: of what `open_layer` or `load_activations` returned.
 
     What `load_dataset` returned does as well. `take`, `skip`, `shard` and `with_format` of a stream
     of `load_activations` are read from the shards as it is; `filter`, `map`, `select_columns`,
     `cast` and `shuffle` of it `datasets` reads, which is slower. For random order pass `shuffle`
-    here.
+    here, and for some of the rows `where`, `samples`, `positions` or `skip_first`.
 
-    Vectors go from Arrow's buffers into tensors of their own dtype (float16 stays float16), never
-    through Python lists. The tensors are the caller's own to change; those of one batch share
-    memory, so that one which is kept alone is better cloned.
+    Vectors go from Arrow's buffers into tensors of their own dtype (float16 stays float16), or of
+    `dtype`, never through Python lists. The tensors are the caller's own to change; those of one
+    batch share memory, so that one which is kept alone is better cloned.
 
     Every row comes once an epoch over all ranks and all of their DataLoader workers. How the
-    remainder falls: a prepared dataset's batches are dealt out in turn, and a layer that is read
-    from its shards is cut into a run of whole batches each, so that ranks differ by one batch at
-    most, and only the last batch of the epoch has fewer rows. Other streams of `datasets` are cut
-    between their files or row groups: what each rank (and worker) has left over is a smaller batch
-    of its own.
+    remainder falls: of n rows each of W ranks has n // W or one more, as a run of the epoch's
+    order, and each has the same number of batches. A rank's last batch is smaller; where its rows
+    would fill one batch fewer than another rank's, its last two batches share them. Other streams
+    of `datasets` are cut between their files or row groups: what each rank (and worker) has left
+    over is a smaller batch of its own, and ranks may differ in their number of batches.
 
     Each iteration is the next epoch, and with `shuffle` in another order, unless `set_epoch` names
     the epoch, or a loaded state does. One that was left in the middle counts.
@@ -65,34 +77,102 @@ def activation_batches(
             order, and its rows mixed over 4096 of them (two batches where those are more), over
             fewer at its beginning.
         seed: of the order, 0 or more; the same on every rank.
-        drop_last: leave out the last batch if it has fewer rows: one of the epoch, however many
-            ranks and workers there are; in another stream of `datasets` one a rank at most, for
-            which each worker reads all of its rank's rows.
+        epochs: how many epochs one iteration has, one after the other; without end where it is
+            None, for trainers that call `next` on `iter(batches)`.
+        drop_last: leave out smaller batches: each rank has n // (B * W) full ones. In another
+            stream of `datasets` a rank leaves out one at most, for which each worker reads all of
+            its rank's rows.
         rank: which process this is, for training on several. Where it is not given,
             torch.distributed says so when iteration begins (`accelerate` initialises it). 0 of 1
             gives all rows to every process: for a dataset that was cut for this rank before, and
             for a loader that accelerate's `prepare` deals out.
         world_size: how many processes there are; given with `rank`, or not at all.
+        dtype: of the batches' vectors: `torch.float32`, `torch.float16`, `torch.bfloat16`, or its
+            name; they are converted as they are gathered.
+        device: where batches go, one ahead of whoever consumes them; on CUDA by a stream of its
+            own.
+        pin_memory: have batches that stay on the CPU in pinned memory.
+        where: by the name of a column (`sample`, `id`, `image`, `position`, `token_id`, `kind`,
+            `patch_row`, `patch_col`), the value or the values of the wanted rows, as in
+            `{"kind": "image"}`. Of shards, only the row groups that hold a wanted row are read.
+        samples: the wanted values of `sample`.
+        positions: the wanted values of `position`.
+        skip_first: leave out position 0 of each sample, whose vector is a thousand times as large
+            as any other in many models. `n_left_out` says how many rows that is.
 
     Returns:
         An iterable of `{'x': [B, H], 'targets': [B, n, H], 'sample': [B], …}`: every column but the
-        strings; integers are int32. For `torch.utils.data.DataLoader`, pass `batch_size=None`.
+        strings; integers are int32, and `kind` is its code, the place in `KINDS` (-1 where it is
+        not known). For `torch.utils.data.DataLoader`, pass `batch_size=None`.
 
     Raises:
-        ActivationsError: `dataset` is not one split, or an argument is out of range. When iteration
-            begins: torchrun's environment names several processes and torch.distributed is not
-            initialised, or a shard is damaged.
+        ActivationsError: `dataset` is not one split, an argument is out of range, or no row is one
+            of those that are asked for. When iteration begins: torchrun's environment names several
+            processes and torch.distributed is not initialised, or there are fewer rows than ranks,
+            or a shard is damaged.
     """
-    if batch_size < 1:
-        raise ActivationsError(f"batch_size must be at least 1, got {batch_size}")
-    if seed < 0:
-        raise ActivationsError(f"seed must be 0 or more, got {seed}")
-    order = order_of(dataset, batch_size, shuffle=shuffle, drop_last=drop_last)
-    options = {"shuffle": shuffle, "seed": seed, "batch_size": batch_size, "drop_last": drop_last}
-    return ActivationBatches(order, options, check_ranks(rank, world_size))
+    order = BatchOrder(batch_size, shuffle, seed, drop_last)
+    ranks = check_ranks(rank, world_size)
+    if epochs is not None and epochs < 1:
+        raise ActivationsError(f"epochs must be 1 or more, or None for no end, got {epochs}")
+    form = BatchForm(dtype_of(dtype), device_of(device, pin_memory=pin_memory), pin_memory)
+    choice = row_choice(where, samples, positions, skip_first=skip_first)
+    rows = order_of(dataset, batch_size, choice, shuffle=shuffle, drop_last=drop_last)
+    return ActivationBatches(rows, order, epochs, ranks, form)
 
 
-class ActivationBatches(IterableDataset[Batch]):
+@dataclass(frozen=True)
+class BatchOrder:
+    """What decides which rows are in which batch, beside the rows and the ranks."""
+
+    batch_size: int
+    shuffle: bool
+    seed: int
+    drop_last: bool
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ActivationsError(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.seed < 0:
+            raise ActivationsError(f"seed must be 0 or more, got {self.seed}")
+
+
+@dataclass(frozen=True)
+class BatchForm:
+    """What becomes of a batch's tensors.
+
+    Attributes:
+        dtype: of its vectors; as they are stored where it is None.
+        device: where they go; nowhere else where it is None.
+        pin_memory: whether what stays on the CPU is in pinned memory.
+        given_as: what the caller gets of the dictionary; itself where it is None.
+    """
+
+    dtype: torch.dtype | None = None
+    device: torch.device | None = None
+    pin_memory: bool = False
+    given_as: Callable[[Batch], Any] | None = None
+
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def dtype_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """Return a dtype that somebody gave, or its name.
+
+    Raises:
+        ActivationsError: it is none that vectors can have.
+    """
+    if dtype is None:
+        return None
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if found not in _DTYPES:
+        names = ", ".join(str(each).removeprefix("torch.") for each in _DTYPES)
+        raise ActivationsError(f"vectors cannot be {dtype}: dtype is one of {names}")
+    return found
+
+
+class ActivationBatches(IterableDataset[Any]):
     """Batches in an order that `seed` and the epoch decide, whose position can be saved.
 
     `state_dict` after any batch, and `load_state_dict` on new batches of the same dataset and
@@ -104,21 +184,59 @@ class ActivationBatches(IterableDataset[Batch]):
     """
 
     def __init__(
-        self, order: Order, options: dict[str, Any], ranks: tuple[int, int] | None
+        self,
+        rows: Order,
+        order: BatchOrder,
+        epochs: int | None,
+        ranks: tuple[int, int] | None,
+        form: BatchForm,
     ) -> None:
+        self._rows = rows
         self._order = order
-        self._options = options
+        self._form = form
         self._ranks = ranks
+        self._n_epochs = epochs
         # Of the process that this one was made by, where torch.distributed is not initialised.
         self._ranks_there: tuple[int, int] | None = None
         self._epochs = Epochs()
         self._loaded: dict[str, Any] | None = None
-        self._position: tuple[int, int] | None = None
-        self._gather = BatchGather(in_parallel=True)
+        self._position: Position | None = None
+        self._gather = BatchGather(in_parallel=True, dtype=form.dtype)
+
+    def __len__(self) -> int:
+        """Return how many batches an iteration gives this rank, over all of its workers.
+
+        Raises:
+            TypeError: that is not known: epochs have no end, or rows are not counted before they
+                are read.
+        """
+        if self._n_epochs is None:
+            raise TypeError("these batches have no end (epochs=None), and so no length")
+        n_rows = self._rows.n_rows
+        if n_rows is None:
+            raise TypeError("how many rows there are is not known before they are read")
+        whole = Part(*self._ranks_now())
+        size, drop_last = self._order.batch_size, self._order.drop_last
+        return self._n_epochs * len(whole.batches(n_rows, size, drop_last=drop_last))
+
+    @property
+    def n_rows(self) -> int | None:
+        """Rows of an epoch over all ranks; None where they are not counted before they are read."""
+        return self._rows.n_rows
+
+    @property
+    def n_left_out(self) -> int | None:
+        """Rows that `where`, `samples`, `positions` or `skip_first` leave out; None as above."""
+        return self._rows.n_left_out
 
     def __getstate__(self) -> dict[str, Any]:
         ranks = self._ranks or live_ranks() or self._ranks_there
         return {**self.__dict__, "_ranks_there": ranks}
+
+    def given_as(self, form: Callable[[Batch], Any]) -> ActivationBatches:
+        """Return the same batches in another form, which can be sent to worker processes."""
+        given = replace(self._form, given_as=form)
+        return ActivationBatches(self._rows, self._order, self._n_epochs, self._ranks, given)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration, also in worker processes; the next ones follow.
@@ -146,8 +264,8 @@ class ActivationBatches(IterableDataset[Batch]):
                 "know where they are: take the state_dict of torchdata's StatefulDataLoader, or "
                 "use num_workers=0"
             )
-        epoch, rows_done = self._position or (self._epochs.next, 0)
-        return {**self._about(self._part()), "epoch": epoch, "rows_done": rows_done}
+        position = self._position or Position(self._epochs.next)
+        return {**self._about(self._part()), **position.state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on, at the next iteration, where `state` was taken.
@@ -156,62 +274,72 @@ class ActivationBatches(IterableDataset[Batch]):
             ActivationsError: it was taken of other data, or with other arguments, ranks or workers,
                 or it is no state.
         """
-        check_state(state, self._about(self._part()), self._order.n_rows)
+        check_state(state, self._about(self._part()), self._rows.n_rows)
         self._loaded = dict(state)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Any]:
         part = self._part()
         loaded, self._loaded = self._loaded, None
         if loaded is None:
-            epoch, skip = self._epochs.begin(), 0
+            position = Position(self._epochs.begin())
         else:
             # Loaded before the workers were there, or the ranks known, it may be no part's own.
-            epoch, skip = check_state(loaded, self._about(part), self._order.n_rows)
-            self._epochs.begin(resumed=epoch)
-        self._position = epoch, skip
-        return self._batches(part, epoch, skip)
+            position = check_state(loaded, self._about(part), self._rows.n_rows)
+            self._epochs.begin(resumed=position.epoch)
+        self._position = position
+        return self._given(part, position)
+
+    def _given(self, part: Part, begin: Position) -> Iterator[Any]:
+        form = self._form
+        batches = self._epochs_from(part, begin)
+        for position, batch in on_device(batches, form.device, pin_memory=form.pin_memory):
+            self._position = position
+            yield batch if form.given_as is None else form.given_as(batch)
+
+    def _epochs_from(self, part: Part, begin: Position) -> Iterator[tuple[Position, Batch]]:
+        """Yield the batches of this iteration's epochs, and where each of them ends."""
+        position = begin
+        while True:
+            found = 0
+            for batch in self._batches(part, position.epoch, position.rows_done):
+                found = len(next(iter(batch.values())))
+                position = position.after(found)
+                yield position, batch
+            position = position.next_epoch()
+            n_epochs = self._n_epochs
+            if n_epochs is not None and position.epochs_done >= n_epochs:
+                return
+            if not found and not begin.rows_done:
+                return  # There is no batch for this part, and so none in any epoch.
+            begin = position
+            self._epochs.advance(position.epoch)
 
     def _batches(self, part: Part, epoch: int, skip: int) -> Iterator[Batch]:
-        blocks = self._order.blocks((self._options["seed"], epoch), part, skip)
         # What a stream has read is not kept till the next epoch.
-        gather = self._gather if self._order.in_memory else BatchGather(in_parallel=False)
-        rows_done, batch_size = skip, self._options["batch_size"]
-        for batch in _batches(blocks, batch_size, gather):
-            n_rows = len(next(iter(batch.values())))
-            if n_rows < batch_size and self._options["drop_last"]:
-                return
-            rows_done += n_rows
-            self._position = epoch, rows_done
-            yield batch
+        gather = self._gather
+        if not self._rows.in_memory:
+            gather = BatchGather(in_parallel=False, dtype=self._form.dtype)
+        for parts in self._rows.batches((self._order.seed, epoch), part, skip):
+            yield gather.batch(parts)
+
+    def _ranks_now(self) -> tuple[int, int]:
+        return self._ranks or live_ranks() or self._ranks_there or environment_ranks()
 
     def _part(self) -> Part:
-        ranks = self._ranks or live_ranks() or self._ranks_there or environment_ranks()
-        return Part(*ranks, *this_worker())
+        return Part(*self._ranks_now(), *this_worker())
 
     def _about(self, part: Part) -> dict[str, Any]:
         """Say which batches these are: what a state of them must have in common."""
         return {
-            **self._order.identity(),
-            **self._options,
+            **self._rows.identity(),
+            "shuffle": self._order.shuffle,
+            "seed": self._order.seed,
+            "batch_size": self._order.batch_size,
+            "drop_last": self._order.drop_last,
             "rank": part.rank,
             "world_size": part.world_size,
             "worker": part.worker,
             "n_workers": part.n_workers,
+            # Releases before this one dealt the rows out to ranks in another way.
+            **({"ranks": "equal batches"} if part.world_size > 1 else {}),
         }
-
-
-def _batches(blocks: Iterator[Block], batch_size: int, gather: BatchGather) -> Iterator[Batch]:
-    """Cut and join blocks into batches; the last one may be smaller."""
-    kept: list[Block] = []
-    n_kept = 0
-    for held, rows in blocks:
-        start = 0
-        while n_kept + len(rows) - start >= batch_size:
-            stop = start + batch_size - n_kept
-            yield gather.batch([*kept, (held, rows[start:stop])])
-            kept, n_kept, start = [], 0, stop
-        if start < len(rows):
-            kept.append((held, rows[start:]))
-            n_kept += len(rows) - start
-    if kept:
-        yield gather.batch(kept)

@@ -95,6 +95,11 @@ class Epochs:
         row[_KEY] = key
         return int(epoch)
 
+    def advance(self, epoch: int) -> None:
+        """Say that the iteration that this process has begun has come to a later epoch."""
+        info = get_worker_info()
+        self._rows[_HERE if info is None else _FIRST_WORKER + info.id, _EPOCH] = epoch
+
     @staticmethod
     def _following(rows: npt.NDArray[np.int64]) -> int:
         last = rows[_HERE + rows[_HERE:, _NUMBER].argmax()]

@@ -3,16 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llava_amber_activations.errors import ActivationsError
 
 # Where it stands; everything else in a state says of which batches.
-_POSITION = ("epoch", "rows_done")
+_POSITION = ("epoch", "rows_done", "epochs_done")
 
 
-def check_state(state: object, ours: Mapping[str, Any], n_rows: int | None) -> tuple[int, int]:
-    """Return (epoch, rows done) of a saved state, if it is one of batches such as ours.
+@dataclass(frozen=True)
+class Position:
+    """Where an iteration stands.
+
+    Attributes:
+        epoch: which order its rows come in.
+        rows_done: of that epoch, by this process.
+        epochs_done: by this iteration, before that one.
+    """
+
+    epoch: int
+    rows_done: int = 0
+    epochs_done: int = 0
+
+    def after(self, n_rows: int) -> Position:
+        """Return where it stands so many rows later."""
+        return replace(self, rows_done=self.rows_done + n_rows)
+
+    def next_epoch(self) -> Position:
+        """Return the beginning of the next epoch."""
+        return Position(self.epoch + 1, 0, self.epochs_done + 1)
+
+    def state(self) -> dict[str, int]:
+        """Return it as a saved state says it."""
+        done = {"epochs_done": self.epochs_done} if self.epochs_done else {}
+        return {"epoch": self.epoch, "rows_done": self.rows_done, **done}
+
+
+def check_state(state: object, ours: Mapping[str, Any], n_rows: int | None) -> Position:
+    """Return where a saved state says that an iteration stood, if it was of batches such as ours.
 
     Args:
         state: what was saved.
@@ -42,13 +71,14 @@ def check_state(state: object, ours: Mapping[str, Any], n_rows: int | None) -> t
             f"the saved state is of batches with another {', '.join(different)}: "
             "their order is not this one"
         )
-    epoch, rows_done = (_count(state, key) for key in _POSITION)
-    if n_rows is not None and rows_done > n_rows:
+    epochs_done = _count(state, "epochs_done") if "epochs_done" in state else 0
+    position = Position(_count(state, "epoch"), _count(state, "rows_done"), epochs_done)
+    if n_rows is not None and position.rows_done > n_rows:
         raise ActivationsError(
-            f"the saved state says that {rows_done} rows are done (rows_done), and the dataset has "
-            f"{n_rows}: it is not a state of these batches"
+            f"the saved state says that {position.rows_done} rows are done (rows_done), and the "
+            f"dataset has {n_rows}: it is not a state of these batches"
         )
-    return epoch, rows_done
+    return position
 
 
 def _same(mine: object, theirs: object) -> bool:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -12,8 +15,9 @@ import pyarrow as pa
 
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.streams.derived_streams import layer_of_stream
-from llava_amber_activations.streams.layer_stream import LayerStream
 from llava_amber_activations.streams.parts import Part, check_skip
+from llava_amber_activations.streams.row_choice import RowChoice, choose_rows, chosen_in, no_row
+from llava_amber_activations.streams.shard_stream import ShardStream
 from llava_amber_activations.vectors.gather import BatchGather
 from llava_amber_activations.vectors.held_rows import HeldRows, RowNumbers, rows_of_table
 
@@ -23,11 +27,8 @@ if TYPE_CHECKING:
 # Some rows, and which of them come next.
 Block = tuple[HeldRows, RowNumbers]
 
-# Rows that are mixed with one another when a stream is shuffled: 70 to 600 MB of them, by the
-# number of targets. Two batches at least, or a batch would be a run of row groups.
+# Rows of a shuffled stream of `datasets` that are mixed with one another; two batches at least.
 _WINDOW_ROWS = 4096
-# The first rows come the sooner the fewer they are mixed with.
-_FIRST_WINDOW_ROWS = 64
 
 
 class Order(Protocol):
@@ -35,8 +36,8 @@ class Order(Protocol):
 
     in_memory: bool
 
-    def blocks(self, seed: tuple[int, int], part: Part, skip: int) -> Iterator[Block]:
-        """Yield a part's rows, some at a time, from its row `skip` on.
+    def batches(self, seed: tuple[int, int], part: Part, skip: int) -> Iterator[list[Block]]:
+        """Yield a part's batches, from its row `skip` on, each as runs of rows.
 
         Raises:
             ActivationsError: it has fewer rows than that.
@@ -49,20 +50,26 @@ class Order(Protocol):
     def n_rows(self) -> int | None:
         """Rows of all parts; None where that is not known before they are read."""
 
+    @property
+    def n_left_out(self) -> int | None:
+        """Rows that were not chosen; None where that is not known before they are read."""
 
-def order_of(dataset: Any, batch_size: int, *, shuffle: bool, drop_last: bool) -> Order:
+
+def order_of(
+    dataset: Any, batch_size: int, choice: RowChoice | None, *, shuffle: bool, drop_last: bool
+) -> Order:
     """Return the order of the rows of what a user has opened.
 
     Raises:
-        ActivationsError: it is not one split.
+        ActivationsError: it is not one split, or no row of it is wanted.
     """
-    options = (batch_size, shuffle, drop_last)
-    if isinstance(dataset, LayerStream):
-        return _LayerOrder(dataset, *options)
+    options = _Options(batch_size, shuffle, drop_last)
+    if isinstance(dataset, ShardStream):
+        return _ShardOrder(dataset, choice, options)
     # Importing it takes as long as half of torch. Whoever has a dataset has imported it.
     library: Any = sys.modules.get("datasets")
     if library is not None and isinstance(dataset, library.Dataset):
-        return _PreparedOrder(dataset, *options)
+        return _PreparedOrder(dataset, choice, options)
     if library is None or not isinstance(dataset, library.IterableDataset):
         raise ActivationsError(
             f"activation_batches takes one split, not a {type(dataset).__name__}: choose a layer, "
@@ -70,23 +77,32 @@ def order_of(dataset: Any, batch_size: int, *, shuffle: bool, drop_last: bool) -
         )
     stream = layer_of_stream(dataset)
     if stream is not None:
-        return _LayerOrder(stream, *options)
-    return _StreamOrder(dataset, *options)
+        return _ShardOrder(stream, choice, options)
+    return _StreamOrder(dataset, choice, options)
+
+
+@dataclass(frozen=True)
+class _Options:
+    batch_size: int
+    shuffle: bool
+    drop_last: bool
 
 
 class _PreparedOrder:
-    """A prepared dataset: batches are dealt out in turn, to ranks and then to their workers."""
+    """A prepared dataset: a rank's batches are dealt out in turn to its workers."""
 
     in_memory = True
 
     def __init__(
-        self, dataset: datasets.Dataset, batch_size: int, shuffle: bool, drop_last: bool
+        self, dataset: datasets.Dataset, choice: RowChoice | None, options: _Options
     ) -> None:
         self._dataset = dataset
-        self._batch_size = batch_size
-        self._shuffle = shuffle
+        self._choice = choice
+        self._options = options
         self._found: Block | None = None
         self._digest: str | None = None
+        if choice is not None:
+            self._rows()
 
     def __getstate__(self) -> dict[str, Any]:
         # Found in the process that reads: addresses are nothing to another one.
@@ -94,65 +110,80 @@ class _PreparedOrder:
 
     @property
     def n_rows(self) -> int:
-        return len(self._dataset)
+        return len(self._dataset) if self._choice is None else len(self._rows()[1])
+
+    @property
+    def n_left_out(self) -> int:
+        return len(self._dataset) - self.n_rows
 
     def identity(self) -> dict[str, Any]:
         if self._digest is None:
             self._digest = _digest_of_rows(*self._rows())
         return {"dataset": self._digest}
 
-    def blocks(self, seed: tuple[int, int], part: Part, skip: int) -> Iterator[Block]:
+    def batches(self, seed: tuple[int, int], part: Part, skip: int) -> Iterator[list[Block]]:
         held, rows = self._rows()
-        size = self._batch_size
         n_rows = len(rows)
-        if self._shuffle:
+        if self._options.shuffle:
             rows = rows[np.random.default_rng(seed).permutation(n_rows)]
-        starts = range(
-            size * (part.rank + part.world_size * part.worker), n_rows, size * part.n_parts
-        )
-        check_skip(skip, sum(min(size, n_rows - start) for start in starts))
-        into = skip % size
-        for start in starts[skip // size :]:
-            yield held, rows[start + into : start + size]
-            into = 0
+        size, drop_last = self._options.batch_size, self._options.drop_last
+        mine = part.batches(n_rows, size, drop_last=drop_last, in_turn=True)
+        check_skip(skip, sum(map(len, mine)))
+        for batch in mine:
+            if skip < len(batch):
+                yield [(held, rows[batch.start + skip : batch.stop])]
+            skip = max(0, skip - len(batch))
 
     def _rows(self) -> Block:
         if self._found is None:
             table, rows = _table_of(self._dataset)
+            if self._choice is not None:
+                n_rows = len(rows)
+                rows = rows[chosen_in(table, self._choice)[rows]]
+                if not len(rows):
+                    raise no_row(self._choice, n_rows)
             self._found = rows_of_table(table), rows
         return self._found
 
 
-class _LayerOrder:
-    """A layer that this project opened: read from its shards, row group by row group."""
+class _ShardOrder:
+    """What this project opened: read from its shards, row group by row group."""
 
     in_memory = False
 
-    def __init__(
-        self, stream: LayerStream, batch_size: int, shuffle: bool, drop_last: bool
-    ) -> None:
-        self._stream = stream
-        self._batch_size = batch_size
-        self._drop_last = drop_last
-        self._first_rows = max(_FIRST_WINDOW_ROWS, batch_size)
-        self._window_rows = max(_WINDOW_ROWS, 2 * batch_size)
-        self._shuffle = shuffle
+    def __init__(self, stream: ShardStream, choice: RowChoice | None, options: _Options) -> None:
+        self._options = options
+        self._stream, self._n_left_out = stream, 0
+        if choice is not None:
+            shards = stream.open_shards()
+            chosen, n_rows = choose_rows(shards, stream.pieces(shards), choice)
+            self._stream = dataclasses.replace(stream, choice=choice, chosen=chosen)
+            self._n_left_out = n_rows - sum(len(each.rows) for each in chosen)
 
     @property
     def n_rows(self) -> int | None:
         return self._stream.n_rows
 
+    @property
+    def n_left_out(self) -> int:
+        return self._n_left_out
+
     def identity(self) -> dict[str, Any]:
         return self._stream.identity()
 
-    def blocks(self, seed: tuple[int, int], part: Part, skip: int) -> Iterator[Block]:
-        size, drop_last = self._batch_size, self._drop_last
-        if not self._shuffle:
-            return self._stream.blocks(part, skip, batch_size=size, drop_last=drop_last)
-        windows = (self._first_rows, self._window_rows)
-        return self._stream.mixed_blocks(
-            part, skip, seed, *windows, batch_size=size, drop_last=drop_last
-        )
+    def batches(self, seed: tuple[int, int], part: Part, skip: int) -> Iterator[list[Block]]:
+        size, drop_last = self._options.batch_size, self._options.drop_last
+        sizes: Iterable[int] = repeat(size)
+        if part.n_parts > 1:
+            n_rows = self._stream.counted_rows()
+            sizes = map(len, part.batches(n_rows, size, drop_last=drop_last))
+        if self._options.shuffle:
+            blocks = self._stream.mixed_blocks(
+                part, skip, seed, batch_size=size, drop_last=drop_last
+            )
+        else:
+            blocks = self._stream.blocks(part, skip, batch_size=size, drop_last=drop_last)
+        return joined(blocks, sizes_from(sizes, skip), drop_last=drop_last)
 
 
 class _StreamOrder:
@@ -163,38 +194,46 @@ class _StreamOrder:
 
     in_memory = False
     n_rows = None
+    n_left_out = None
 
     def __init__(
-        self, dataset: datasets.IterableDataset, batch_size: int, shuffle: bool, drop_last: bool
+        self, dataset: datasets.IterableDataset, choice: RowChoice | None, options: _Options
     ) -> None:
         self._dataset = dataset
-        self._batch_size = batch_size
-        self._shuffle = shuffle
-        self._drop_last = drop_last
+        self._choice = choice
+        self._options = options
 
     def identity(self) -> dict[str, Any]:
         info = self._dataset.info
         name = (info.builder_name, info.dataset_name, info.config_name, str(self._dataset.split))
         about = repr((name, self._dataset.features, self._dataset.num_shards))
-        return {"dataset": hashlib.sha256(about.encode()).hexdigest()[:16]}
+        identity = {"dataset": hashlib.sha256(about.encode()).hexdigest()[:16]}
+        return identity if self._choice is None else {**identity, "where": str(self._choice)}
 
-    def blocks(self, seed: tuple[int, int], part: Part, skip: int) -> Iterator[Block]:
+    def batches(self, seed: tuple[int, int], part: Part, skip: int) -> Iterator[list[Block]]:
+        sizes = sizes_from(repeat(self._options.batch_size), skip)
+        return joined(self._blocks(seed, part, skip), sizes, drop_last=self._options.drop_last)
+
+    def _blocks(self, seed: tuple[int, int], part: Part, skip: int) -> Iterator[Block]:
         left = skip
         dataset, first, step = self._share(part)
         if dataset is None:
             check_skip(skip, 0)
             return
-        if self._shuffle:
-            buffer_size = max(_WINDOW_ROWS, 2 * self._batch_size)
+        if self._options.shuffle:
+            buffer_size = max(_WINDOW_ROWS, 2 * self._options.batch_size)
             # One seed of two: datasets takes a single number.
             mixed = int(np.random.SeedSequence(seed).generate_state(1)[0])
             dataset = dataset.shuffle(seed=mixed, buffer_size=buffer_size)
-        for number, table in enumerate(dataset.with_format("arrow").iter(self._batch_size)):
+        for number, table in enumerate(dataset.with_format("arrow").iter(self._options.batch_size)):
             if number % step != first:
                 continue
-            if left < len(table):
-                yield rows_of_table(table), np.arange(left, len(table))
-            left = max(0, left - len(table))
+            rows = np.arange(len(table))
+            if self._choice is not None:
+                rows = rows[chosen_in(table, self._choice)]
+            if left < len(rows):
+                yield rows_of_table(table), rows[left:]
+            left = max(0, left - len(rows))
         check_skip(skip, skip - left)
 
     def _share(self, part: Part) -> tuple[Any, int, int]:
@@ -214,7 +253,7 @@ class _StreamOrder:
             else:
                 first, step = part.rank, part.world_size
         if part.n_workers > 1:
-            if self._drop_last:
+            if self._options.drop_last:
                 return dataset, first + step * part.worker, step * part.n_workers
             dataset = _cut_stream(dataset, part.n_workers)
             n_workers = min(part.n_workers, dataset.num_shards)
@@ -222,6 +261,33 @@ class _StreamOrder:
                 return None, first, step
             dataset = dataset.shard(num_shards=n_workers, index=part.worker)
         return dataset, first, step
+
+
+def joined(
+    blocks: Iterator[Block], sizes: Iterator[int], *, drop_last: bool
+) -> Iterator[list[Block]]:
+    """Cut and join blocks into batches of these sizes; a smaller last one may be dropped."""
+    kept: list[Block] = []
+    n_kept, size = 0, next(sizes, 0)
+    for held, rows in blocks:
+        start = 0
+        while size and n_kept + len(rows) - start >= size:
+            stop = start + size - n_kept
+            yield [*kept, (held, rows[start:stop])]
+            kept, n_kept, start, size = [], 0, stop, next(sizes, 0)
+        if start < len(rows):
+            kept.append((held, rows[start:]))
+            n_kept += len(rows) - start
+    if kept and not drop_last:
+        yield kept
+
+
+def sizes_from(sizes: Iterable[int], skip: int) -> Iterator[int]:
+    """Return the sizes of the batches behind the first `skip` rows."""
+    for size in sizes:
+        if skip < size:
+            yield size - skip
+        skip = max(0, skip - size)
 
 
 def _cut_stream(dataset: Any, n_parts: int) -> Any:

@@ -135,6 +135,18 @@ def numbers_of(array: pa.Array) -> npt.NDArray[Any]:
     return np.frombuffer(array.buffers()[1], dtype)[array.offset : array.offset + len(array)]
 
 
+def numbers_in(column: pa.ChunkedArray) -> npt.NDArray[Any]:
+    """Return a column of numbers as one array: a view where the column is one chunk.
+
+    Raises:
+        ActivationsError: as `numbers_of`.
+    """
+    chunks = [numbers_of(chunk) for chunk in column.chunks if len(chunk)]
+    if len(chunks) == 1:
+        return chunks[0]
+    return np.concatenate([np.empty(0, numpy_dtype(column.type)), *chunks])
+
+
 def numpy_dtype(type_: pa.DataType) -> np.dtype[Any]:
     """Return what numpy calls a type of numbers.
 

@@ -6,26 +6,43 @@ are a sample's, and stand in a store's records.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
 X, TARGETS, FEATURES = "x", "targets", "features"
 SAMPLE, ID, IMAGE, POSITION, TOKEN_ID = "sample", "id", "image", "position", "token_id"
 KIND, PATCH_ROW, PATCH_COL = "kind", "patch_row", "patch_col"
 LEADING = (SAMPLE, ID, IMAGE, POSITION, TOKEN_ID, KIND, PATCH_ROW, PATCH_COL)
 STRINGS = (IMAGE, KIND)
 INTEGERS = tuple(name for name in LEADING if name not in STRINGS)
+# What a batch carries of a row, as numbers: `kind` as its code.
+NUMBERED = tuple(name for name in LEADING if name != IMAGE)
 
 ROW_TENSORS = (SAMPLE, POSITION, TOKEN_ID)
 # Stores that other programs write may lack these; -1 then stands for every row.
 OPTIONAL_ROW_TENSORS = (KIND, PATCH_ROW, PATCH_COL)
 
-# What a row's token is: part of the text, of the picture, or of the model's own answer. The code of
-# a store's `kind` is the place in this list, -1 where it is not known; a column holds the name, and
-# "" where it is not known.
 KINDS = ("text", "image", "generated")
+"""What a row's token is: part of the text, of the picture, or of the model's own answer.
+
+The code of `kind`, in a store and in a batch, is the place in this tuple, -1 where it is not
+known; a column holds the name, and "" where it is not known.
+"""
 TEXT, IMAGE_PATCH, GENERATED = range(len(KINDS))
 
 # `patch_row` and `patch_col` of a row that is no patch, or of a picture whose patches do not lie in
 # one grid.
 NO_PATCH = -1
+
+
+_CODES = {name: code for code, name in enumerate(KINDS)}
+
+
+def kind_codes(names: Iterable[str]) -> npt.NDArray[np.int32]:
+    """Return the codes of kinds by their names: int32, -1 where the kind is not known."""
+    return np.array([_CODES.get(name, -1) for name in names], np.int32)
 
 
 def kind_name(code: int) -> str:

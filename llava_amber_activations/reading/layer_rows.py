@@ -17,7 +17,7 @@ from llava_amber_activations.formats.arrow_vectors import (
     vectors_to_arrow,
     width_of,
 )
-from llava_amber_activations.formats.columns import INTEGERS, LEADING, TARGETS, X
+from llava_amber_activations.formats.columns import LEADING, NUMBERED, TARGETS, X
 from llava_amber_activations.formats.schema import default_schema, layers_of
 from llava_amber_activations.reading.read_ahead import Shards, read_in_order
 from llava_amber_activations.reading.vector_pages import read_vectors
@@ -146,9 +146,9 @@ def read_layer(shard: ShardFile, group: int, wanted: WantedLayer) -> pa.Table:
     x = np.empty((n_rows, width), float_name(schema))
     targets = np.empty((n_rows, len(names) - 1, width), x.dtype)
     out = [x, *(targets[:, number] for number in range(len(names) - 1))]
-    leading = _columns(shard, group, LEADING)
+    leading = read_columns(shard, group, LEADING)
     if read_vectors(shard, group, names, out=out) is None:
-        table = _columns(shard, group, names, use_threads=True)
+        table = read_columns(shard, group, names, use_threads=True)
         for name, into in zip(names, out, strict=True):
             into[...] = arrow_to_vectors(table[name])
     columns = [*(leading[name] for name in LEADING), vectors_to_arrow(x), targets_to_arrow(targets)]
@@ -172,11 +172,11 @@ def read_layer_rows(
     out = [block[:, number] for number in range(len(names))]
     if read_vectors(shard, group, names, out=out) is None:
         return rows_of_table(read_layer(shard, group, wanted))
-    integers = rows_of_table(_columns(shard, group, INTEGERS)).integers
+    integers = rows_of_table(read_columns(shard, group, NUMBERED)).integers
     return rows_of_block(integers, block, {X: (width,), TARGETS: (len(names) - 1, width)})
 
 
-def _columns(
+def read_columns(
     shard: ShardFile, group: int, names: Sequence[str] | None, *, use_threads: bool = False
 ) -> pa.Table:
     """Read columns of one row group by pyarrow, which leaves out pages that it does not know."""
@@ -192,7 +192,7 @@ def _columns(
 
 
 def _from_own_split(shard: ShardFile, group: int, wanted: WantedLayer) -> pa.Table:
-    table = _columns(shard, group, None, use_threads=True)
+    table = read_columns(shard, group, None, use_threads=True)
     targets = arrow_to_targets(table[TARGETS])
     if targets.shape[1] > wanted.n_targets:
         column = targets_to_arrow(targets[:, : wanted.n_targets])

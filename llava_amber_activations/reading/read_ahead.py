@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,13 +30,17 @@ from llava_amber_activations.sources.shard_file import (
 
 # Row groups that are read at once: at first, and at most. The Hub answers a request in about a
 # tenth of a second, and a layer's columns of a row group are about 10 MB: eight requests at once
-# fill a fast line. Here every core decodes; and when the first row group is there, one more waits
-# for whichever core is done.
+# fill a fast line. Where the line is so fast that a read is mostly work, more threads than cores
+# wait for each other: eight took 1.3 times as long as two (2 cores, a Hub on loopback). Here every
+# core decodes; and when the first row group is there, one more waits for whichever core is done.
 _AT_ONCE_ON_HUB = (2, 8)
 _AT_ONCE_HERE = (min(7, os.cpu_count() or 1), min(8, 1 + (os.cpu_count() or 1)))
 
 # Shards that a thread keeps open; in random order it comes back to them.
 _MOST_OPEN = 8
+
+# How many times as long as it worked.
+_WAITED_LONG = 4
 
 _T = TypeVar("_T")
 
@@ -122,25 +127,34 @@ class Shards:
         return file
 
 
+def _mostly_waited(elapsed: float, worked: float) -> bool:
+    """Whether a read of `elapsed` seconds, `worked` of them on a processor, mostly waited."""
+    return elapsed > _WAITED_LONG * worked
+
+
 def read_in_order(
     shards: Shards, groups: Iterable[RowGroup], read: Callable[[ShardFile, int], _T]
 ) -> Iterator[_T]:
     """Yield `read(file, number)` of each row group, in order.
 
     Reading runs ahead in threads, a little at first, so that the first row group is not kept
-    waiting by those behind it; after each that is there, one more is read at once, up to a bound.
+    waiting by those behind it; after each that is there, one more is read at once, up to a bound;
+    from the Hub only after each that mostly waited.
 
     Raises:
         ActivationsError: a file is damaged, or the Hub does not answer.
     """
 
-    def job(group: RowGroup) -> _T:
+    def job(group: RowGroup) -> tuple[_T, bool]:
+        began, worked = time.monotonic(), time.thread_time()
         with source_errors(group.url, group.url), reading_errors(group.url, group.number):
-            return read(shards.open(group.url), group.number)
+            result = read(shards.open(group.url), group.number)
+        return result, _mostly_waited(time.monotonic() - began, time.thread_time() - worked)
 
     remaining = iter(groups)
-    pending: deque[Future[_T]] = deque()
-    at_once, most_at_once = _AT_ONCE_ON_HUB if shards.on_hub else _AT_ONCE_HERE
+    pending: deque[Future[tuple[_T, bool]]] = deque()
+    on_hub = shards.on_hub
+    at_once, most_at_once = _AT_ONCE_ON_HUB if on_hub else _AT_ONCE_HERE
     pool = ThreadPoolExecutor(most_at_once, thread_name_prefix="read-ahead")
     try:
         while True:
@@ -148,8 +162,10 @@ def read_in_order(
                 pending.append(pool.submit(job, group))
             if not pending:
                 return
-            yield pending.popleft().result()
-            at_once = min(at_once + 1, most_at_once)
+            result, waited = pending.popleft().result()
+            yield result
+            if waited or not on_hub:
+                at_once = min(at_once + 1, most_at_once)
     finally:
         # Whoever stops in the middle does not wait for what they no longer want. A stream that is
         # still open when Python ends finds no threads to speak of.

@@ -92,7 +92,7 @@ def check_columns(schema: pa.Schema, wanted: WantedLayer, where: object) -> list
     """
     present = set(schema.names)
     if X in present:
-        _check_types(schema, [X, TARGETS], where)
+        check_types(schema, [X, TARGETS], where)
         return []
     targets = wanted.targets(layers_of(schema, where))
     names = [x_name(wanted.layer), *map(mlp_out_name, targets)]
@@ -101,11 +101,11 @@ def check_columns(schema: pa.Schema, wanted: WantedLayer, where: object) -> list
         raise ActivationsError(
             f"this data does not hold {missing[0]}: it was imported without it ({where})"
         )
-    _check_types(schema, names, where)
+    check_types(schema, names, where)
     return names
 
 
-def _check_types(schema: pa.Schema, names: Sequence[str], where: object) -> None:
+def check_types(schema: pa.Schema, names: Sequence[str], where: object) -> None:
     """Check that columns are vectors, targets lists of them, beside every column of a row."""
     present = set(schema.names)
     for name in names:

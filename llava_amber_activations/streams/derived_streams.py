@@ -17,7 +17,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from llava_amber_activations.streams.layer_stream import LayerStream, digest_of
+from llava_amber_activations.streams.layer_stream import LayerStream
+from llava_amber_activations.streams.shard_stream import digest_of
 
 if TYPE_CHECKING:
     import datasets

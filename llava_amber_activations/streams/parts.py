@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from llava_amber_activations.errors import ActivationsError
 
@@ -32,15 +33,53 @@ class Part:
         """Which of them this one is."""
         return self.rank * self.n_workers + self.worker
 
-    def rows(self, n_rows: int, batch_size: int, *, drop_last: bool) -> range:
-        """Return this part's run of `n_rows` rows in an order: whole batches, but for the last.
+    def batches(
+        self, n_rows: int, batch_size: int, *, drop_last: bool, in_turn: bool = False
+    ) -> list[range]:
+        """Return this part's batches of `n_rows` rows in an order, as runs of those rows.
 
-        Ranks differ by a batch at most, and so do the workers of one. The last rows that fill no
-        batch go to the last part, or with `drop_last` to nobody.
+        Each rank has one run of the rows, of n // W or one row more, and all ranks have the same
+        number of batches: where a rank's rows would fill one batch fewer than another's, its last
+        two batches share them (of batches of one row, the last one may have two). With `drop_last`
+        ranks have only full batches, the same number each, and the rows behind them are nobody's.
+
+        Args:
+            in_turn: a rank's batches are dealt out to its workers in turn, so that a loader, which
+                asks its workers in turn, gives them in order. Otherwise each worker has a run.
+
+        Raises:
+            ActivationsError: there are fewer rows than ranks.
         """
-        n_batches = n_rows // batch_size if drop_last else -(-n_rows // batch_size)
-        first, stop = (n_batches * n // self.n_parts for n in (self.number, self.number + 1))
-        return range(first * batch_size, min(stop * batch_size, n_rows))
+        bounds = self._bounds(n_rows, batch_size, drop_last=drop_last)
+        runs = [range(start, stop) for start, stop in pairwise(bounds)]
+        if in_turn:
+            return runs[self.worker :: self.n_workers]
+        first, stop = (
+            len(runs) * worker // self.n_workers for worker in (self.worker, self.worker + 1)
+        )
+        return runs[first:stop]
+
+    def _bounds(self, n_rows: int, batch_size: int, *, drop_last: bool) -> list[int]:
+        """Return where this rank's batches begin, and where the last one ends."""
+        world = self.world_size
+        if drop_last:
+            rows = n_rows // (batch_size * world) * batch_size
+            return list(range(self.rank * rows, (self.rank + 1) * rows + 1, batch_size))
+        if 0 < n_rows < world:
+            raise ActivationsError(
+                f"{n_rows} rows cannot be shared by {world} ranks, each of which needs one"
+            )
+        start, stop = (n_rows * rank // world for rank in (self.rank, self.rank + 1))
+        longest = n_rows // world if batch_size == 1 else -(-n_rows // world)
+        bounds = list(range(start, start + longest, batch_size))
+        if bounds and bounds[-1] == stop:
+            bounds[-1] -= 1
+        return [*bounds, stop]
+
+
+def run_of(batches: Sequence[range]) -> range:
+    """Return the rows of batches that follow each other."""
+    return range(batches[0].start, batches[-1].stop) if batches else range(0)
 
 
 def cut(counts: Sequence[int], rows: range) -> list[tuple[int, range]]:

@@ -15,7 +15,7 @@ class Batch(dict[str, torch.Tensor]):
     """The tensors of some rows by the names of their columns: a dictionary, and no more."""
 
 
-def _collate_batches(batches: Sequence[Batch], *, collate_fn_map: Any = None) -> Batch:
+def _collate_batches(batches: Sequence[Any], *, collate_fn_map: Any = None) -> Any:
     """Return the one batch that a DataLoader without `batch_size=None` puts into a list.
 
     Raises:
@@ -30,5 +30,12 @@ def _collate_batches(batches: Sequence[Batch], *, collate_fn_map: Any = None) ->
     return batches[0]
 
 
-# The way that `torch.utils.data._utils.collate.collate` documents for types of one's own.
-default_collate_fn_map[Batch] = _collate_batches
+def one_batch_at_a_time(kind: type) -> None:
+    """Have a DataLoader pass objects of a type through, each of which is a batch already.
+
+    In the way that `torch.utils.data._utils.collate` documents for types of one's own.
+    """
+    default_collate_fn_map[kind] = _collate_batches
+
+
+one_batch_at_a_time(Batch)

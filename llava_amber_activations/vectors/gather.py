@@ -15,10 +15,21 @@ from typing import Any
 import numpy as np
 import torch
 
+from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.formats.arrow_vectors import Vectors
 from llava_amber_activations.vectors.batch import Batch
-from llava_amber_activations.vectors.held_rows import HeldRows, Kind, RowNumbers, check_alike
+from llava_amber_activations.vectors.finite import finite_rows_of_array
+from llava_amber_activations.vectors.held_rows import (
+    HeldRows,
+    HeldVectors,
+    Kind,
+    RowNumbers,
+    check_alike,
+)
 from llava_amber_activations.vectors.recycled import RecycledMemory
+
+# How much is converted to another dtype at once.
+_CONVERTED_BYTES = 2**20
 
 # Some rows, and which of them are wanted.
 Part = tuple[HeldRows, RowNumbers]
@@ -32,14 +43,16 @@ class BatchGather:
     Args:
         in_parallel: copy with all of torch's threads. Without, where others decode meanwhile: they
             would wait for each other.
+        dtype: of the batches' vectors; that of the rows where it is None.
     """
 
-    def __init__(self, *, in_parallel: bool) -> None:
+    def __init__(self, *, in_parallel: bool, dtype: torch.dtype | None = None) -> None:
         self._in_parallel = in_parallel
+        self._dtype = dtype
         self._memory = RecycledMemory()
 
     def __reduce__(self) -> Any:
-        return partial(BatchGather, in_parallel=self._in_parallel), ()
+        return partial(BatchGather, in_parallel=self._in_parallel, dtype=self._dtype), ()
 
     def batch(self, parts: Sequence[Part]) -> Batch:
         """Copy rows of several parts, one after the other, into one batch.
@@ -48,7 +61,8 @@ class BatchGather:
             Integers [B], vectors [B, H], targets [B, n, H]; the caller's own.
 
         Raises:
-            ActivationsError: the parts differ in the columns, or in shapes or dtypes of vectors.
+            ActivationsError: the parts differ in the columns, or in shapes or dtypes of vectors, or
+                a finite number is too large for the batches' dtype.
         """
         parts = [part for part in parts if len(part[1])] or list(parts[:1])
         if len(parts) > 1:
@@ -85,21 +99,66 @@ class BatchGather:
                         looked_up[key] = vectors.buffers[rows] + before[part]
                     n = found.shape[1]
                     buffers.append(looked_up[key] if n == 1 else looked_up[key].repeat(n))
-        array = self._memory.empty((sum(map(len, starts)), first.shape[-1]), first.dtype)
-        _copy(
+        out = self._copied(
             [each for of_part in windows for each in of_part],
             np.concatenate(buffers) if buffers else None,
             np.concatenate(starts),
-            array,
-            in_parallel=self._in_parallel,
+            first,
         )
-        out, batch, at = torch.from_numpy(array), Batch(), 0
+        batch, at = Batch(), 0
         for name in names:
             shape = parts[0][0].vectors[name].shape
             n = n_rows * math.prod(shape[:-1])
             batch[name] = out[at : at + n].view(n_rows, *shape)
             at += n
         return batch
+
+    def _copied(
+        self,
+        windows: Sequence[torch.Tensor],
+        buffers: RowNumbers | None,
+        starts: RowNumbers,
+        like: HeldVectors,
+    ) -> torch.Tensor:
+        """Return copies of the vectors that begin at `starts`, int64 [n]: [n, H]."""
+        shape = len(starts), like.shape[-1]
+        if self._dtype in (None, torch.from_numpy(np.empty(0, like.dtype)).dtype):
+            array = self._memory.empty(shape, like.dtype)
+            _copy(windows, buffers, starts, array, in_parallel=self._in_parallel)
+            return torch.from_numpy(array)
+        # A few at a time, converted while they are in the processor's cache.
+        step = max(1, _CONVERTED_BYTES // (shape[1] * like.dtype.itemsize))
+        piece = self._memory.empty((min(step, shape[0]), shape[1]), like.dtype)
+        out = self._empty(shape)
+        for begin in range(0, shape[0], step):
+            chosen = slice(begin, begin + step)
+            into = piece[: len(starts[chosen])]
+            of_each = None if buffers is None else buffers[chosen]
+            _copy(windows, of_each, starts[chosen], into, in_parallel=self._in_parallel)
+            out[chosen].copy_(torch.from_numpy(into))
+            if out.dtype == torch.float16:
+                _check_range(into, out[chosen])
+        return out
+
+    def _empty(self, shape: tuple[int, int]) -> torch.Tensor:
+        """Return a tensor of the batches' dtype, of which numpy may know only the size."""
+        size = torch.empty(0, dtype=self._dtype).element_size()
+        bits = self._memory.empty(shape, np.dtype(f"f{size}"))
+        return torch.from_numpy(bits).view(self._dtype or torch.float32)
+
+
+def _check_range(before: Vectors, after: torch.Tensor) -> None:
+    """Check that what was finite still is.
+
+    Raises:
+        ActivationsError: a number was larger than the narrower dtype's largest.
+    """
+    lost = finite_rows_of_array(before) & ~finite_rows_of_array(after.numpy())
+    if lost.any():
+        raise ActivationsError(
+            f"{int(lost.sum())} vectors of a batch hold numbers beyond float16, whose largest is "
+            "65504: ask for dtype float32 or bfloat16"
+        )
 
 
 def _copy(

@@ -26,11 +26,12 @@ from llava_amber_activations.formats.arrow_vectors import (
     Vectors,
     check_present,
     elements_of,
+    numbers_in,
     numbers_of,
     numpy_dtype,
     targets_per_row,
 )
-from llava_amber_activations.formats.columns import TARGETS
+from llava_amber_activations.formats.columns import KIND, TARGETS, kind_codes
 
 RowNumbers = npt.NDArray[np.int64]
 # Width and dtype: what the vectors that are copied together have in common.
@@ -93,7 +94,7 @@ class HeldRows:
 
 
 def rows_of_table(table: pa.Table) -> HeldRows:
-    """Find the rows of a table, where they are; columns of strings are left out.
+    """Find the rows of a table, where they are; `kind` as its code, other strings left out.
 
     Raises:
         ActivationsError: the rows differ in their number of targets, or something is missing, or
@@ -109,8 +110,10 @@ def rows_of_table(table: pa.Table) -> HeldRows:
         if name == TARGETS and pa.types.is_list(type_):
             type_, shape = type_.value_type, (targets_per_row(chunks),)
         if pa.types.is_integer(type_):
-            numbers = [numbers_of(chunk) for chunk in chunks] or [np.empty(0, np.int32)]
-            integers[name] = np.concatenate(numbers)
+            integers[name] = numbers_in(table[name])
+            continue
+        if name == KIND and pa.types.is_string(type_):
+            integers[name] = kind_codes(table[name].to_pylist())
             continue
         if pa.types.is_list(type_) and pa.types.is_floating(type_.value_type):
             raise ActivationsError(

@@ -41,7 +41,7 @@ def test_mixes_across_row_groups(stream, monkeypatch):
 
     Only the first window is a single row group, so that its rows come soon.
     """
-    monkeypatch.setattr("llava_amber_activations.batches.orders._WINDOW_ROWS", 100)
+    monkeypatch.setattr("llava_amber_activations.streams.shard_stream._WINDOW_ROWS", 100)
     batches = list(activation_batches(stream, batch_size=BATCH, shuffle=True, seed=0))
     groups = [{sample // 64 for sample in batch["sample"].tolist()} for batch in batches]
     assert len(groups[0]) == 1
@@ -65,7 +65,7 @@ def test_seed_and_epoch_decide_the_order(stream):
 @pytest.mark.parametrize("done", [0, 1, 4, 8, 9])
 def test_state_is_taken_up_where_it_was_left(stream, monkeypatch, shuffle, done):
     """After any number of batches, also across windows: no row is dropped and none repeated."""
-    monkeypatch.setattr("llava_amber_activations.batches.orders._WINDOW_ROWS", 60)
+    monkeypatch.setattr("llava_amber_activations.streams.shard_stream._WINDOW_ROWS", 60)
 
     def batches():
         return activation_batches(stream, batch_size=BATCH, shuffle=shuffle, seed=7)
@@ -83,7 +83,7 @@ def test_state_is_taken_up_where_it_was_left(stream, monkeypatch, shuffle, done)
 
 
 def test_resuming_does_not_fetch_what_was_done(hub, stream, monkeypatch):
-    monkeypatch.setattr("llava_amber_activations.batches.orders._WINDOW_ROWS", 60)
+    monkeypatch.setattr("llava_amber_activations.streams.shard_stream._WINDOW_ROWS", 60)
     batches = activation_batches(stream, batch_size=50, shuffle=True, seed=1)
     hub.reset_counts()
     samples_of(batches)

@@ -1,10 +1,24 @@
-"""A store's tensors as safetensors alone reads them, and a chunk made by hand."""
+"""A store's tensors as safetensors alone reads them, a data set of it, and a chunk made by hand."""
 
 import pytest
 import torch
 from safetensors import safe_open
 
+from builder.build import build
+from llava_amber_activations import load_activations
 from llava_amber_activations.store.samples import SampleRecord
+
+
+@pytest.fixture(scope="session")
+def folder(all_store, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("epochs") / "dataset"
+    build(all_store, folder, n_targets=2, configs=["all_layers"], max_shard_size="2MB")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prepared(folder, tmp_path_factory):
+    return load_activations(folder, 4, 1, cache_dir=tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")

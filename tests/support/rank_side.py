@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader
 
 from llava_amber_activations import (
+    Activations,
     ActivationsError,
     activation_batches,
     load_activations,
@@ -33,7 +34,11 @@ def places(batches):
 
 
 def epochs_of(layer, workers, epochs=1, **options):
-    batches = activation_batches(layer, BATCH, shuffle=True, **options)
+    options = {"batch_size": BATCH, "shuffle": True, **options}
+    if isinstance(layer, Activations):
+        batches = layer.hook_batches([4, 5], rows=True, **options)
+    else:
+        batches = activation_batches(layer, **options)
     if workers is not None:
         batches = DataLoader(
             batches, batch_size=None, num_workers=2, multiprocessing_context=workers
@@ -48,6 +53,7 @@ def main(folder, out):
         "prepared": prepared,
         "streaming": load_activations(folder, 4, 1, streaming=True),
         "open_layer": open_layer(folder, 4, 1),
+        "hooks": Activations(folder),
         "load_dataset": datasets.load_dataset(str(folder), "L4", split="L4", streaming=True),
         "one_shard": prepared.to_iterable_dataset(),
     }
@@ -60,6 +66,11 @@ def main(folder, out):
     # Made before, and read when iteration begins.
     dist.init_process_group("gloo")
     found["after"] = places(batches)
+    found["len"] = {
+        way: len(activation_batches(layers[way], BATCH))
+        for way in ("prepared", "streaming", "open_layer")
+    }
+    found["len"]["hooks"] = len(layers["hooks"].hook_batches([4, 5], batch_size=BATCH))
     for way, layer in layers.items():
         for workers in (None, "fork"):
             for drop_last in (False, True):

@@ -2,20 +2,7 @@
 
 import pytest
 
-from builder.build import build
-from llava_amber_activations import load_activations, open_layer
-
-
-@pytest.fixture(scope="session")
-def folder(all_store, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("epochs") / "dataset"
-    build(all_store, folder, n_targets=2, configs=["all_layers"], max_shard_size="2MB")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def prepared(folder, tmp_path_factory):
-    return load_activations(folder, 4, 1, cache_dir=tmp_path_factory.mktemp("cache"))
+from llava_amber_activations import open_layer
 
 
 @pytest.fixture(params=["prepared", "open_layer"])

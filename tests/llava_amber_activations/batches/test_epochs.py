@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from llava_amber_activations import ActivationsError, activation_batches
+from llava_amber_activations import ActivationsError, activation_batches, open_layer
 from llava_amber_activations.batches.epochs import Epochs
 
 BATCH = 16
@@ -222,3 +222,65 @@ def test_arguments_out_of_range(layer):
         activation_batches(layer, BATCH, seed=-1)
     with pytest.raises(ActivationsError, match="epoch must be 0 or more"):
         activation_batches(layer, BATCH).set_epoch(-1)
+
+
+@pytest.mark.parametrize("n_workers", [0, 2])
+def test_several_epochs_in_one_iteration(layer, n_workers):
+    """The same orders as one after the other, and as many batches as the length says."""
+    batches = activation_batches(layer, BATCH, shuffle=True, epochs=3)
+    loader = DataLoader(batches, batch_size=None, num_workers=n_workers)
+    found = list(loader)
+    if n_workers:
+        expected = [place for o in loader_orders(layer, range(3), n_workers) for place in sorted(o)]
+        n = len(expected) // 3
+        mine = places(found)
+        assert sorted(mine) == sorted(expected)
+        assert {len(set(expected[k * n : (k + 1) * n])) for k in range(3)} == {n}
+    else:
+        assert places(found) == [place for order in orders(layer, range(3)) for place in order]
+    assert len(batches) == len(loader) == len(found)
+    # What follows is the fourth epoch.
+    following = places(DataLoader(batches, batch_size=None, num_workers=n_workers))
+    after = loader_orders(layer, [3], n_workers) if n_workers else orders(layer, [3])
+    assert following[: len(after[0])] != places(found)[: len(after[0])]
+    if not n_workers:
+        assert following[: len(after[0])] == after[0]
+
+
+def test_without_end(layer):
+    """`next` on it never stops, as trainers want that call it; and it has no length."""
+    batches = activation_batches(layer, BATCH, shuffle=True, epochs=None)
+    expected = [place for order in orders(layer, range(3)) for place in order]
+    found, iterator = [], iter(batches)
+    while len(found) < len(expected):
+        found += places([next(iterator)])
+    assert found == expected
+    with pytest.raises(TypeError, match="no end"):
+        len(batches)
+
+
+@pytest.mark.parametrize("after", [3, 40])
+def test_left_in_a_later_epoch_of_an_iteration(layer, after):
+    options = {"batch_size": BATCH, "shuffle": True, "epochs": 3}
+    whole = [place for order in orders(layer, range(3)) for place in order]
+    batches = activation_batches(layer, **options)
+    iterator = iter(batches)
+    done = sum(len(next(iterator)["x"]) for _ in range(after))
+    state = batches.state_dict()
+    again = activation_batches(layer, **options)
+    again.load_state_dict(state)
+    assert places(again) == whole[done:]
+
+
+def test_a_worker_without_rows_ends(last_dataset):
+    """Of an endless iteration too: two batches, and a third worker that has none."""
+    batches = activation_batches(open_layer(last_dataset, 3), 4, epochs=None)
+    loader = DataLoader(batches, batch_size=None, num_workers=3)
+    found = [batch["sample"].tolist() for batch in islice(loader, 6)]
+    assert sorted(sample for batch in found for sample in batch) == sorted([*range(8)] * 3)
+
+
+@pytest.mark.parametrize("epochs", [0, -1])
+def test_a_number_of_epochs_that_is_none(layer, epochs):
+    with pytest.raises(ActivationsError, match="epochs must be 1 or more, or None"):
+        activation_batches(layer, BATCH, epochs=epochs)

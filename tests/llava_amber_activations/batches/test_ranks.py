@@ -1,6 +1,7 @@
 """Two training processes, with and without workers: every row once, whichever way it is read."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -8,16 +9,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from llava_amber_activations import ActivationsError, activation_batches, open_layer
-from llava_amber_activations.streams.parts import Part, cut
 
 BATCH = 12
 SCRIPT = Path(__file__).parents[2] / "support" / "rank_side.py"
-WAYS = ("prepared", "streaming", "open_layer", "load_dataset", "one_shard")
+WAYS = ("prepared", "streaming", "open_layer", "hooks", "load_dataset", "one_shard")
 
 
 @pytest.fixture(scope="module")
@@ -82,17 +80,27 @@ def test_drop_last_loses_one_batch_of_all(of_ranks, places, way, workers):
     if way == "load_dataset":
         of_whole = [rows(rank[f"{way} None False"][0]).total() for rank in of_ranks]
         assert found.total() == sum(count // BATCH * BATCH for count in of_whole)
-    else:
+    elif way == "one_shard":
         assert found.total() == n // BATCH * BATCH
-        assert abs(len(mine[0]) - len(mine[1])) <= 1
+    else:
+        assert found.total() == n // (2 * BATCH) * 2 * BATCH
+        assert len(mine[0]) == len(mine[1])
 
 
-def test_only_the_last_batch_is_smaller(of_ranks, places):
-    for way in ("prepared", "streaming", "open_layer"):
-        for workers in ("None", "fork"):
-            sizes = [len(batch) for rank in of_ranks for batch in rank[f"{way} {workers} False"][0]]
-            n = places.total()
-            assert Counter(sizes) == Counter([BATCH] * (n // BATCH) + [n % BATCH])
+@pytest.mark.parametrize("workers", ["None", "fork"])
+@pytest.mark.parametrize("way", ["prepared", "streaming", "open_layer", "hooks"])
+def test_ranks_have_as_many_batches(of_ranks, places, way, workers):
+    """And the length says how many; rows differ by one at most, the last one or two are smaller."""
+    mine = [rank[f"{way} {workers} False"][0] for rank in of_ranks]
+    n = places.total()
+    expected = math.ceil(math.ceil(n / 2) / BATCH)
+    assert [len(batches) for batches in mine] == [expected] * 2
+    assert [rank["len"][way] for rank in of_ranks] == [expected] * 2
+    counts = [sum(map(len, batches)) for batches in mine]
+    assert sorted(counts) == [n // 2, n - n // 2]
+    for batches in mine:
+        sizes = sorted(map(len, batches))
+        assert all(size == BATCH for size in sizes[2:])
 
 
 def test_torchrun_without_torch_distributed(of_ranks):
@@ -111,7 +119,7 @@ def test_all_rows_where_that_is_asked_for(of_ranks, places):
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
-@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7, 8])
 def test_ranks_that_are_given(last_dataset, shuffle, world_size):
     """Without torch.distributed: 8 rows in batches of 3 for up to seven ranks."""
     found = []
@@ -123,6 +131,12 @@ def test_ranks_that_are_given(last_dataset, shuffle, world_size):
     assert sorted(found) == list(range(8))
 
 
+def test_fewer_rows_than_ranks(last_dataset):
+    batches = activation_batches(open_layer(last_dataset, 3), 3, rank=0, world_size=9)
+    with pytest.raises(ActivationsError, match="8 rows cannot be shared by 9 ranks"):
+        next(iter(batches))
+
+
 @pytest.mark.parametrize(
     ("rank", "world_size", "says"),
     [(0, None, "give both"), (None, 2, "give both"), (2, 2, "rank must be"), (-1, 2, "rank must")],
@@ -132,7 +146,7 @@ def test_ranks_that_are_none(last_dataset, rank, world_size, says):
         activation_batches(open_layer(last_dataset, 3), 3, rank=rank, world_size=world_size)
 
 
-_PREPARED_BY_ACCELERATE = """
+_OWN_ROWS_PREPARED = """
 import sys
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
@@ -148,10 +162,10 @@ finally:
 """
 
 
-def test_a_loader_that_accelerate_prepared(last_dataset, tmp_path):
+def test_own_rows_that_accelerate_would_deal_out(last_dataset, tmp_path):
     """It would deal rank 0's own rows out to everybody, and the others' to nobody."""
     script = tmp_path / "script.py"
-    script.write_text(_PREPARED_BY_ACCELERATE)
+    script.write_text(_OWN_ROWS_PREPARED)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     done = subprocess.run(
         [*command, str(script), str(last_dataset)],
@@ -164,30 +178,51 @@ def test_a_loader_that_accelerate_prepared(last_dataset, tmp_path):
     assert "a loader that accelerate has prepared deals" in done.stdout, done.stderr[-3000:]
 
 
-@given(st.integers(0, 500), st.integers(1, 70), st.integers(1, 5), st.integers(1, 4), st.booleans())
-def test_parts_cover_the_rows(n_rows, batch_size, world_size, n_workers, drop_last):
-    """Runs one after the other, whole batches but for the last; ranks differ by one at most."""
-    ranks = [
-        [
-            Part(rank, world_size, worker, n_workers).rows(n_rows, batch_size, drop_last=drop_last)
-            for worker in range(n_workers)
-        ]
-        for rank in range(world_size)
-    ]
-    runs = [run for rank in ranks for run in rank]
-    covered = [row for run in runs for row in run]
-    wanted = n_rows // batch_size * batch_size if drop_last else n_rows
-    assert covered == list(range(wanted))
-    counts = [sum(-(-len(run) // batch_size) for run in rank) for rank in ranks]
-    assert max(counts) - min(counts) <= 1
-    assert sum(len(run) % batch_size > 0 for run in runs) <= 1
+_PREPARED_BY_ACCELERATE = """
+import json, sys
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration
+from torch.utils.data import DataLoader
+from llava_amber_activations import Activations
+folder, dispatch, workers = sys.argv[1], sys.argv[2] == "dispatch", int(sys.argv[3])
+config = DataLoaderConfiguration(dispatch_batches=dispatch)
+accelerator = Accelerator(cpu=True, dataloader_config=config)
+acts = Activations(folder)
+everything = acts.batches(3, 1, batch_size=4, drop_last=True, rank=0, world_size=1)
+loader = DataLoader(everything, num_workers=workers)
+places = [
+    list(zip(batch["sample"].tolist(), batch["position"].tolist()))
+    for batch in accelerator.prepare(loader)
+]
+with open(f"{sys.argv[4]}/{accelerator.process_index}.json", "w") as file:
+    json.dump(places, file)
+accelerator.end_training()
+"""
 
 
-@given(st.lists(st.integers(0, 9), max_size=8), st.data())
-def test_pieces_of_runs(counts, data):
-    start = data.draw(st.integers(0, sum(counts)))
-    stop = data.draw(st.integers(start, sum(counts)))
-    firsts = [sum(counts[:number]) for number in range(len(counts))]
-    pieces = cut(counts, range(start, stop))
-    found = [firsts[number] + row for number, wanted in pieces for row in wanted]
-    assert found == list(range(start, stop))
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("mode", ["dispatch", "shard"])
+def test_a_loader_that_accelerate_prepared(all_dataset, places, tmp_path, mode, workers):
+    """Told that all rows are every process's, it deals them out.
+
+    Both modes of its own: the first process reads and sends, or each reads and takes its share.
+    Which rows come twice at the end of an epoch, to make ranks even, is accelerate's.
+    """
+    script = tmp_path / "script.py"
+    script.write_text(_PREPARED_BY_ACCELERATE)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    done = subprocess.run(
+        [*command, str(script), str(all_dataset), mode, str(workers), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env={**os.environ, "ACCELERATE_USE_CPU": "true"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert len(ranks[0]) == len(ranks[1]) > 0
+    dealt = rows(ranks[0]) + rows(ranks[1])
+    whole = places.total() // 4 * 4
+    assert set(dealt) <= set(places) and len(dealt) == whole
+    assert dealt.total() - whole < 8

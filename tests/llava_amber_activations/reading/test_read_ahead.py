@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from llava_amber_activations.reading import read_ahead
 from llava_amber_activations.reading.read_ahead import RowGroup, Shards, read_in_order
 
 
@@ -46,6 +47,21 @@ def test_eight_at_a_time_at_most():
     reading = _Reading(0.05)
     assert list(read_in_order(_OnHub(), _groups(40), reading)) == list(range(40))
     assert reading.most == 8
+
+
+def test_two_at_a_time_where_reading_is_work(monkeypatch):
+    """From a Hub so near that nothing waits, more threads would wait for each other."""
+    seen = []
+
+    def mostly_waited(elapsed, worked):
+        seen.append((elapsed, worked))
+        return False
+
+    monkeypatch.setattr(read_ahead, "_mostly_waited", mostly_waited)
+    reading = _Reading(0.01)
+    assert list(read_in_order(_OnHub(), _groups(20), reading)) == list(range(20))
+    assert reading.most == 2
+    assert len(seen) == 20 and all(elapsed >= 0.01 > worked >= 0 for elapsed, worked in seen)
 
 
 def test_the_first_row_group_is_not_kept_waiting():

@@ -33,6 +33,9 @@ def layer_table(rows, n, width=6, dtype="float16", seed=0):
         elif field.name == "targets":
             drawn = generator.standard_normal((rows, n, width)).astype(dtype)
             columns.append(targets_to_arrow(drawn))
+        elif field.name == "kind":
+            kinds = ["text", "image", "generated", "", "something else"]
+            columns.append(pa.array([kinds[(seed + row) % 5] for row in range(rows)]))
         elif field.type == pa.string():
             columns.append(pa.array([f"{seed}-{row}" for row in range(rows)]))
         else:
@@ -43,7 +46,9 @@ def layer_table(rows, n, width=6, dtype="float16", seed=0):
 def taken(table, rows):
     """The same rows by Arrow and Python lists."""
     found = table.take(list(rows)).to_pydict()
-    return {name: np.array(found[name]) for name in found if name not in ("image", "kind")}
+    columns = {name: np.array(found[name]) for name in found if name != "image"}
+    codes = {"text": 0, "image": 1, "generated": 2}
+    return {**columns, "kind": np.array([codes.get(name, -1) for name in found["kind"]], np.int32)}
 
 
 def gathered(held, rows, *, in_parallel=True):
