@@ -22,7 +22,13 @@ from made_store import Shape
 from measuring import Line, alternate, rates, run_section, touch
 from safetensors.torch import load_file
 
-from llava_amber_activations import activation_batches, load_activations, open_layer
+from llava_amber_activations import (
+    ActivationBatches,
+    Activations,
+    activation_batches,
+    load_activations,
+    open_layer,
+)
 
 SECTION = "1 Training batches"
 
@@ -35,6 +41,7 @@ def measure(scratch: Path, repeats: int) -> list[Line]:
         *_one_layer(ground, Shape(), BATCH, repeats),
         *_one_layer(ground, MANY_ROWS, 4096, repeats),
         *_all_layers(ground, repeats),
+        *_hooks(ground, repeats),
     ]
 
 
@@ -197,6 +204,69 @@ def _all_layers(ground: Ground, repeats: int) -> list[Line]:
             ("with_format", 'with_format("torch")', ">= 15", "its tensors are float32"),
             ("safetensors", "a safetensors file, rows taken", "", ""),
             ("copy", "copying the bytes in memory", ">= 0.8", ""),
+        )
+    ]
+
+
+def _hooks(ground: Ground, repeats: int) -> list[Line]:
+    """Measure same-layer pairs of every layer at once, under TransformerLens' names."""
+    shape = Shape()
+    acts = Activations(ground.dataset(shape))
+    memory = dict(zip(all_names(), ground.vectors(all_names()), strict=True))
+    options = {"batch_size": BATCH, "shuffle": True, "seed": 0}
+    prepared = acts.hook_batches(prepared=True, cache_dir=ground.scratch / "cache", **options)
+    from_shards = acts.hook_batches(**options)
+    every = datasets.load_dataset(
+        str(ground.dataset(shape)), "all_layers", split="train", cache_dir=ground.scratch / "cache"
+    )
+    columns = activation_batches(every, BATCH, shuffle=True, seed=0)
+    layers = [
+        acts.batches(layer, 1, first_target=0, **{**options, "shuffle": False})
+        for layer in range(shape.n_layers)
+    ]
+
+    def ours(batches: ActivationBatches) -> Callable[[], None]:
+        def run() -> None:
+            for batch in batches:
+                for tensor in batch.values():
+                    if tensor.ndim > 1:
+                        touch(tensor)
+
+        return run
+
+    def zipped() -> None:
+        """Put layers side by side that were opened one by one, in order."""
+        for batches in zip(*layers, strict=True):
+            for batch in batches:
+                touch(batch["x"])
+                touch(batch["targets"])
+
+    def copied() -> None:
+        for start in range(0, shape.rows, BATCH):
+            batch = [vectors[start : start + BATCH].clone() for vectors in memory.values()]
+            for tensor in batch:
+                touch(tensor)
+
+    seconds = alternate(
+        {
+            "prepared": ours(prepared),
+            "shards": ours(from_shards),
+            "all_layers": ours(columns),
+            "zipped": zipped,
+            "copy": copied,
+        },
+        repeats,
+    )
+    size = shape.rows * shape.row_bytes / 1e6
+    figures = {name: rates(size, times) for name, times in seconds.items()}
+    work = "hook_batches of 32 layers, batches of 64"
+    return [
+        Line(SECTION, f"{work}, {ours_is}", other, "MB/s", figures[mine], figures[name], aim)
+        for mine, ours_is, name, other, aim in (
+            ("prepared", "prepared", "all_layers", "activation_batches of all_layers", ">= 0.9"),
+            ("prepared", "prepared", "copy", "copying the bytes in memory", ""),
+            ("shards", "from the shards", "zipped", "a zip of 32 open_layer", ""),
+            ("shards", "from the shards", "copy", "copying the bytes in memory", ""),
         )
     ]
 
