@@ -30,21 +30,29 @@ if TYPE_CHECKING:
     from llava_amber_activations.formats.layers import LayerWindow
     from llava_amber_activations.formats.recipe import Recipe
     from llava_amber_activations.loading import load_activations
-    from llava_amber_activations.sources.statistics import Statistics, load_statistics
+    from llava_amber_activations.sources.statistics import (
+        RobustStatistics,
+        Statistics,
+        load_statistics,
+    )
     from llava_amber_activations.streams.layer_stream import LayerStream, open_layer
+    from llava_amber_activations.vectors.normaliser import AffineMap, Normaliser
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "KINDS": "formats.columns",
     "Activations": "activations",
+    "AffineMap": "vectors.normaliser",
     "ActivationBatches": "batches.activation_batches",
     "LayerPairs": "batches.hook_batches",
     "LayerStream": "streams.layer_stream",
     "LayerWindow": "formats.layers",
     "LlavaAmberActivations": "dataset_builder",
     "LlavaAmberActivationsConfig": "dataset_builder",
+    "Normaliser": "vectors.normaliser",
     "Recipe": "formats.recipe",
+    "RobustStatistics": "sources.statistics",
     "Statistics": "sources.statistics",
     "activation_batches": "batches.activation_batches",
     "hook_batches": "batches.hook_batches",
@@ -58,12 +66,15 @@ __all__ = [
     "ActivationBatches",
     "Activations",
     "ActivationsError",
+    "AffineMap",
     "LayerPairs",
     "LayerStream",
     "LayerWindow",
     "LlavaAmberActivations",
     "LlavaAmberActivationsConfig",
+    "Normaliser",
     "Recipe",
+    "RobustStatistics",
     "Statistics",
     "activation_batches",
     "hook_batches",

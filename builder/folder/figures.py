@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from builder.shards.moments import Moments
+from builder.shards.row_sizes import Float64s
+from builder.shards.vector_moments import VectorMoments
 from llava_amber_activations.files.whole import written_whole
 from llava_amber_activations.formats.dataset_folder import ENERGY_FIGURE, RMS_FIGURE
 from llava_amber_activations.formats.layers import mlp_out_name, x_name
@@ -21,13 +22,13 @@ _SHADES = ("#0b3d66", "#2f7fbf", "#a9cdea")
 _TOP_DIMENSIONS = (1, 4, 16)
 
 
-def draw_figures(folder: Path, moments: dict[str, Moments], n_layers: int) -> None:
+def draw_figures(folder: Path, moments: dict[str, VectorMoments], n_layers: int) -> None:
     """Draw both figures into a dataset folder, from the moments of its vectors."""
     _save(_rms_figure(moments, n_layers), folder / RMS_FIGURE)
     _save(_energy_figure(moments, n_layers), folder / ENERGY_FIGURE)
 
 
-def _rms_figure(moments: dict[str, Moments], n_layers: int) -> Figure:
+def _rms_figure(moments: dict[str, VectorMoments], n_layers: int) -> Figure:
     figure, axes = _layer_axes(n_layers)
     for label, name_of, colour in (("x", x_name, _BLUE), ("mlp_out", mlp_out_name, _ORANGE)):
         layers = [layer for layer in range(n_layers) if name_of(layer) in moments]
@@ -42,10 +43,10 @@ def _rms_figure(moments: dict[str, Moments], n_layers: int) -> Figure:
     return figure
 
 
-def _energy_figure(moments: dict[str, Moments], n_layers: int) -> Figure:
+def _energy_figure(moments: dict[str, VectorMoments], n_layers: int) -> Figure:
     figure, axes = _layer_axes(n_layers)
     layers = [layer for layer in range(n_layers) if x_name(layer) in moments]
-    shares = np.array([_top_shares(moments[x_name(layer)]) for layer in layers])
+    shares = np.array([_top_shares(moments[x_name(layer)].whole.mean_square) for layer in layers])
     for column, (count, colour) in enumerate(zip(_TOP_DIMENSIONS, _SHADES, strict=True)):
         label = "largest dimension" if count == 1 else f"{count} largest dimensions"
         axes.plot(layers, shares[:, column], color=colour, marker="o", markersize=3, label=label)
@@ -57,8 +58,8 @@ def _energy_figure(moments: dict[str, Moments], n_layers: int) -> Figure:
     return figure
 
 
-def _top_shares(moments: Moments) -> Sequence[float]:
-    energy = np.sort(moments.mean_square)[::-1]
+def _top_shares(mean_square: Float64s) -> Sequence[float]:
+    energy = np.sort(mean_square)[::-1]
     total = energy.sum() or 1.0
     return [float(energy[:count].sum() / total) for count in _TOP_DIMENSIONS]
 

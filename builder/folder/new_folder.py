@@ -9,7 +9,8 @@ from pathlib import Path
 
 from builder.asked.new_place import check_free
 from builder.folder.card import write_card
-from builder.shards.moments import Moments, statistics_of
+from builder.folder.statistics import statistics_of
+from builder.shards.vector_moments import VectorMoments
 from llava_amber_activations.files.checksums import sha256_of
 from llava_amber_activations.files.leftovers import (
     folder_lock_path,
@@ -62,7 +63,7 @@ def new_folder(dataset: Path) -> Iterator[Path]:
             sync(dataset.parent)
 
 
-def finish_folder(folder: Path, manifest: Manifest, moments: dict[str, Moments]) -> Manifest:
+def finish_folder(folder: Path, manifest: Manifest, moments: dict[str, VectorMoments]) -> Manifest:
     """Complete a folder whose Parquet files are there: statistics, figures, card, manifest.
 
     Args:

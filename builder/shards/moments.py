@@ -7,25 +7,15 @@ Sample Variances" (1979), eq. 2.1; in float64, whatever the vectors' own type.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import reduce
 
 import numpy as np
-import numpy.typing as npt
-import torch
 
-from llava_amber_activations.formats.arrow_vectors import Vectors
-from llava_amber_activations.formats.layers import mlp_out_name, x_name
-from llava_amber_activations.sources.statistics import Statistics
+from builder.shards.row_sizes import Float64s, Int64s
+from llava_amber_activations.formats.statistics import COUNTED_KINDS
 
-# The RMS of rows is counted in bins that are equal in the logarithm: 64 to an octave, so that a
-# quantile is within 0.6 % of the exact one, over all that float32 holds but its last octaves.
-_BINS_PER_OCTAVE = 64
-_FIRST_OCTAVE, _LAST_OCTAVE = -40, 40
-_N_BINS = _BINS_PER_OCTAVE * (_LAST_OCTAVE - _FIRST_OCTAVE)
-
-Float64s = npt.NDArray[np.float64]
+# What must be left of a sum of squares when the mean is taken off: of 16 digits, 6 may be lost.
+_LEAST_LEFT = 1e-6
 
 
 @dataclass(frozen=True)
@@ -37,14 +27,16 @@ class Moments:
         mean: float64 [H].
         squares: float64 [H], sum of squared deviations from the mean.
         norm_sum: sum of the rows' Euclidean norms.
-        rms_counts: int64 [bins], how many rows have their root mean square in each bin.
+        kind_n: int64 [kinds], rows of each kind of token.
+        kind_norm_sums: float64 [kinds], sum of the norms of each kind's rows.
     """
 
     n: int
     mean: Float64s
     squares: Float64s
     norm_sum: float
-    rms_counts: npt.NDArray[np.int64]
+    kind_n: Int64s
+    kind_norm_sums: Float64s
 
     @property
     def std(self) -> Float64s:
@@ -57,29 +49,52 @@ class Moments:
         """Mean square of each dimension, its share of the energy: [H]."""
         return self.squares / self.n + self.mean**2
 
-    def rms_quantiles(self, quantiles: Iterable[float]) -> list[float]:
-        """Return quantiles of the rows' root mean square, to the middle of a bin."""
-        cumulative = np.cumsum(self.rms_counts)
-        bins = (int(np.searchsorted(cumulative, q * self.n)) for q in quantiles)
-        return [float(2 ** (_FIRST_OCTAVE + (bin_ + 0.5) / _BINS_PER_OCTAVE)) for bin_ in bins]
 
+def moments_of(rows: Float64s, norms: Float64s, kinds: Int64s) -> Moments:
+    """Return the moments of rows; there must be one.
 
-def moments_of(vectors: Vectors) -> Moments:
-    """Return the moments of [rows, H]; there must be a row."""
-    rows = vectors.astype(np.float64)
+    Args:
+        rows: [rows, H], which are taken: their mean is subtracted from them.
+        norms: their Euclidean norms: [rows].
+        kinds: the place of each row's kind in `COUNTED_KINDS`: [rows].
+    """
     mean = rows.mean(axis=0)
-    # A row times itself: einsum takes four times as long.
-    squared_norms = (rows[:, None, :] @ rows[:, :, None])[:, 0, 0]
-    rms = np.sqrt(squared_norms / rows.shape[1])
     rows -= mean
-    octaves = np.log2(np.maximum(rms, 2.0**_FIRST_OCTAVE)) - _FIRST_OCTAVE
-    bins = np.minimum((octaves * _BINS_PER_OCTAVE).astype(np.int64), _N_BINS - 1)
+    return _moments(mean, np.einsum("rh,rh->h", rows, rows), norms, kinds)
+
+
+def moments_about(
+    point: Float64s, rows: Float64s, norms: Float64s, kinds: Int64s
+) -> Moments | None:
+    """Return the moments of rows that stand as differences from a point near them.
+
+    Args:
+        point: [H], which was subtracted from the rows.
+        rows: [rows or more, H]; those beyond the number of `norms` are zeros, wherever they stand.
+        norms: the Euclidean norms of the rows themselves, without the zeros: [rows].
+        kinds: as in `moments_of`: [rows].
+
+    Returns:
+        None where the point is so far from the rows' mean that too many digits are lost.
+    """
+    shift = rows.sum(axis=0) / len(norms)
+    about = np.einsum("rh,rh->h", rows, rows)
+    squares = about - shift**2 * len(norms)
+    if (squares < _LEAST_LEFT * about).any():
+        return None
+    return _moments(point + shift, squares, norms, kinds)
+
+
+def _moments(mean: Float64s, squares: Float64s, norms: Float64s, kinds: Int64s) -> Moments:
+    n_kinds = len(COUNTED_KINDS)
+    norm_sums: Float64s = np.bincount(kinds, norms, n_kinds).astype(np.float64, copy=False)
     return Moments(
-        n=len(rows),
+        n=len(norms),
         mean=mean,
-        squares=np.einsum("rh,rh->h", rows, rows),
-        norm_sum=float(np.sqrt(squared_norms).sum()),
-        rms_counts=np.bincount(bins, minlength=_N_BINS),
+        squares=squares,
+        norm_sum=float(norms.sum()),
+        kind_n=np.bincount(kinds, minlength=n_kinds),
+        kind_norm_sums=norm_sums,
     )
 
 
@@ -92,30 +107,6 @@ def merged(first: Moments, second: Moments) -> Moments:
         mean=first.mean + delta * (second.n / n),
         squares=first.squares + second.squares + delta**2 * (first.n * second.n / n),
         norm_sum=first.norm_sum + second.norm_sum,
-        rms_counts=first.rms_counts + second.rms_counts,
+        kind_n=first.kind_n + second.kind_n,
+        kind_norm_sums=first.kind_norm_sums + second.kind_norm_sums,
     )
-
-
-def merge_all(parts: Iterable[dict[str, Moments]]) -> dict[str, Moments]:
-    """Merge the moments of several parts of a dataset, vector by vector."""
-
-    def merge_two(one: dict[str, Moments], other: dict[str, Moments]) -> dict[str, Moments]:
-        common = {name: merged(one[name], other[name]) for name in one.keys() & other.keys()}
-        return {**one, **other, **common}
-
-    return reduce(merge_two, parts, {})
-
-
-def statistics_of(moments: dict[str, Moments], n_layers: int, width: int) -> Statistics:
-    """Return the statistics file's tensors; layers without moments are NaN."""
-    tensors = {}
-    for kind, name_of in (("x", x_name), ("mlp_out", mlp_out_name)):
-        mean, std = np.full((2, n_layers, width), np.nan)
-        norm = np.full(n_layers, np.nan)
-        for layer in range(n_layers):
-            if found := moments.get(name_of(layer)):
-                mean[layer], std[layer] = found.mean, found.std
-                norm[layer] = found.norm_sum / found.n
-        for suffix, values in (("mean", mean), ("std", std), ("mean_norm", norm)):
-            tensors[f"{kind}_{suffix}"] = torch.from_numpy(values).float()
-    return Statistics(**tensors)

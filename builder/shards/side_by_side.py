@@ -9,8 +9,16 @@ from itertools import groupby
 from pathlib import Path
 
 from builder.contents.parts import OpenParts, PartedContents
-from builder.shards.moments import Moments
-from builder.shards.write import Done, ShardTask, joined, n_threads, schema_of, write_shard
+from builder.shards.vector_moments import VectorMoments
+from builder.shards.write import (
+    Done,
+    ShardTask,
+    joined,
+    n_threads,
+    plan_outliers,
+    schema_of,
+    write_shard,
+)
 from llava_amber_activations.console.progress import Progress
 from llava_amber_activations.formats.dataset_folder import FileEntry
 
@@ -21,7 +29,7 @@ def write_side_by_side(
     tasks: Sequence[ShardTask],
     num_proc: int,
     label: str,
-) -> tuple[dict[str, FileEntry], dict[str, Moments]]:
+) -> tuple[dict[str, FileEntry], dict[str, VectorMoments]]:
     """Write shards of splits that advance together: a part is opened once, and serves all of them.
 
     The next part is opened while rows of the one before it are written.
@@ -55,8 +63,11 @@ def write_side_by_side(
                 writing.result()
             parts.close_before(min((s.wanted.start for s in splits if s.wanted), default=stop))
             progress.update(stop - parts.starts[number])
-    done = [each for split in splits for each in split.done]
-    return joined(tasks, done)
+    entries, moments = joined(tasks, (each for split in splits for each in split.done))
+    again = plan_outliers(tasks, moments)
+    if again:
+        moments |= write_side_by_side(folder, contents, again, num_proc, "outliers")[1]
+    return entries, moments
 
 
 class _Split:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import Thread
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from builder.contents.contents import Contents, VectorForm
-from builder.shards.moments import Moments, merge_all, moments_of
 from builder.shards.plan import plan_row_groups, plan_shards
+from builder.shards.row_sizes import Int64s
+from builder.shards.vector_moments import VectorMoments, merge_all, vector_moments
 from builder.shards.writer import open_shard
 from llava_amber_activations.console.progress import Progress
 from llava_amber_activations.formats.arrow_vectors import (
@@ -25,7 +27,7 @@ from llava_amber_activations.formats.arrow_vectors import (
     targets_to_arrow,
     vectors_to_arrow,
 )
-from llava_amber_activations.formats.columns import LEADING, SAMPLE
+from llava_amber_activations.formats.columns import KIND, LEADING, SAMPLE
 from llava_amber_activations.formats.dataset_folder import (
     ALL_LAYERS,
     ALL_LAYERS_SPLIT,
@@ -41,6 +43,7 @@ from llava_amber_activations.formats.schema import (
     default_schema,
     with_features,
 )
+from llava_amber_activations.formats.statistics import COUNTED_KINDS
 from llava_amber_activations.store.features import features_name
 
 # Each holds a row group or two, of at most 64 MiB. Two write as fast as two processes, which have
@@ -59,6 +62,8 @@ class ShardTask:
         names: vectors that it holds, in order: `x` and then the targets, those of all layers, or
             a layer's features.
         groups: rows of each row group.
+        outliers_from: of each vector, the first class of sizes of its outliers, where the moments
+            are taken once more.
     """
 
     path: str | None
@@ -66,6 +71,7 @@ class ShardTask:
     layer: int | None
     names: tuple[str, ...]
     groups: tuple[range, ...]
+    outliers_from: Mapping[str, int] = field(default_factory=dict)
 
 
 def plan_layer(
@@ -93,6 +99,29 @@ def plan_moments(
     """Plan a pass over the vectors `names` that writes nothing, for a folder without all_layers."""
     tasks = plan_all_layers(form, rows_of_samples, names, shard_bytes)
     return [dataclasses.replace(task, path=None) for task in tasks]
+
+
+def plan_outliers(
+    tasks: Sequence[ShardTask], moments: Mapping[str, VectorMoments]
+) -> list[ShardTask]:
+    """Plan a pass over the vectors whose outliers were not all told apart; it writes nothing.
+
+    By now it is known which are outliers, so that after it none are left.
+
+    Args:
+        tasks: that gave the moments.
+        moments: of all rows, merged.
+    """
+    first = {
+        name: each.outliers_from for name, each in moments.items() if not each.are_outliers_apart
+    }
+    if not first:
+        return []
+    return [
+        dataclasses.replace(task, path=None, names=tuple(first), outliers_from=first)
+        for task in tasks
+        if task.layer is None
+    ]
 
 
 def plan_features(
@@ -124,39 +153,46 @@ def _plan(
 
 def write_shards(
     folder: Path, contents: Contents, tasks: Sequence[ShardTask], num_proc: int, label: str
-) -> tuple[dict[str, FileEntry], dict[str, Moments]]:
+) -> tuple[dict[str, FileEntry], dict[str, VectorMoments]]:
     """Write shards, in as many threads as help, or in `num_proc` processes where they are more.
+
+    Where the outliers of a vector were not all told apart at once, its rows are read once more.
 
     Returns:
         The manifest's entry of each file, by its path; and the moments of each vector of the
         tasks of all layers, merged in the order of the tasks, so that they do not depend on
         `num_proc`.
     """
-    done = []
     with Progress(label, total=len(tasks), unit="shard") as progress:
-        for each in _done(folder, contents, tasks, num_proc):
-            done.append(each)
-            progress.update()
-    return joined(tasks, done)
+        entries, moments = joined(tasks, _done(folder, contents, tasks, num_proc, progress))
+    again = plan_outliers(tasks, moments)
+    if again:
+        moments |= write_shards(folder, contents, again, num_proc, "outliers")[1]
+    return entries, moments
 
 
 def joined(
-    tasks: Sequence[ShardTask], done: Sequence[Done]
-) -> tuple[dict[str, FileEntry], dict[str, Moments]]:
+    tasks: Sequence[ShardTask], done: Iterable[Done]
+) -> tuple[dict[str, FileEntry], dict[str, VectorMoments]]:
     """Return the entries of shards by their paths, and their moments merged in their order."""
-    entries = {
-        task.path: entry
-        for task, (entry, _) in zip(tasks, done, strict=True)
-        if task.path is not None and entry is not None
-    }
-    return entries, merge_all(moments for _, moments in done)
+    entries: dict[str, FileEntry] = {}
+    moments: dict[str, VectorMoments] = {}
+    for task, (entry, of_task) in zip(tasks, done, strict=True):
+        if task.path is not None and entry is not None:
+            entries[task.path] = entry
+        moments = merge_all([moments, of_task])
+    return entries, moments
 
 
-Done = tuple[FileEntry | None, dict[str, Moments]]
+Done = tuple[FileEntry | None, dict[str, VectorMoments]]
 
 
 def _done(
-    folder: Path, contents: Contents, tasks: Sequence[ShardTask], num_proc: int
+    folder: Path,
+    contents: Contents,
+    tasks: Sequence[ShardTask],
+    num_proc: int,
+    progress: Progress,
 ) -> Iterator[Done]:
     n = len(tasks)
     # Made here: their features need `datasets`, which every process would have to import. As bytes:
@@ -165,12 +201,18 @@ def _done(
     given = [folder] * n, [contents] * n, tasks, schemas
     if num_proc <= _MOST_THREADS:
         with ThreadPoolExecutor(n_threads(num_proc)) as threads:
-            yield from threads.map(_do, *given)
+            yield from _shown(threads.map(_do, *given), progress)
         return
     # Not forked: torch and Arrow have threads by now, and their locks would be copied held.
     spawn = get_context("spawn")
     with ProcessPoolExecutor(num_proc, mp_context=spawn, initializer=_end_with_parent) as pool:
-        yield from pool.map(_do, *given)
+        yield from _shown(pool.map(_do, *given), progress)
+
+
+def _shown(done: Iterable[Done], progress: Progress) -> Iterator[Done]:
+    for each in done:
+        progress.update()
+        yield each
 
 
 def n_threads(num_proc: int) -> int:
@@ -213,29 +255,40 @@ def write_shard(
         The rows of each row group, before they are read.
     """
     reader = contents.reader(task.layer)
-    moments: dict[str, Moments] = {}
+    moments: dict[str, VectorMoments] = {}
 
-    def vectors_of(rows: range) -> list[Vectors]:
+    def vectors_of(rows: range, leading: Mapping[str, pa.Array]) -> list[Vectors]:
         nonlocal moments
         vectors = [reader.vectors(name, rows) for name in task.names]
         if task.layer is None:
-            parts = zip(task.names, map(moments_of, vectors), strict=True)
-            moments = merge_all([moments, dict(parts)])
+            kinds = _counted_kinds(leading[KIND])
+            of_group = {
+                name: vector_moments(each, kinds, moments.get(name), task.outliers_from.get(name))
+                for name, each in zip(task.names, vectors, strict=True)
+            }
+            moments = merge_all([moments, of_group])
         return vectors
 
     if task.path is None:
         for rows in task.groups:
             yield rows
-            vectors_of(rows)
+            vectors_of(rows, reader.leading(rows))
         return None, moments
     leading_names = (SAMPLE,) if task.config == CLT_FEATURES else LEADING
     with open_shard(folder / task.path, schema) as shard:
         for rows in task.groups:
             yield rows
             leading = reader.leading(rows)
-            columns = _vector_columns(vectors_of(rows), task.config)
+            columns = _vector_columns(vectors_of(rows, leading), task.config)
             shard.write_group([*(leading[name] for name in leading_names), *columns])
     return shard.entry, moments
+
+
+def _counted_kinds(kinds: pa.Array) -> Int64s:
+    """Return the place of each kind in `COUNTED_KINDS`: [rows]."""
+    found = pc.index_in(kinds, value_set=pa.array(COUNTED_KINDS, pa.string()))
+    places: Int64s = found.fill_null(len(COUNTED_KINDS) - 1).to_numpy().astype(np.int64)
+    return places
 
 
 def schema_of(form: VectorForm, task: ShardTask) -> pa.Schema:

@@ -1,17 +1,23 @@
-"""Normalisation statistics of a dataset: `statistics.safetensors`, and reading it.
+"""Statistics of a dataset, to normalise by: `statistics.safetensors`, and reading it.
 
-    x_mean, x_std                    float32 [n_layers, H]
-    mlp_out_mean, mlp_out_std        float32 [n_layers, H]
-    x_mean_norm, mlp_out_mean_norm   float32 [n_layers]
+    x_mean, x_std               float32 [n_layers, H]
+    x_mean_norm                 float32 [n_layers]
+    x_count                     int64 [n_layers]
+    x_mean_norm_by_kind         float32 [n_layers, kinds]
+    x_count_by_kind             int64 [n_layers, kinds]
+    mlp_out_mean …              the same of mlp_out
+    robust_x_mean …             all of these without outliers
+    robust_x_rms_limit          float32 [n_layers], and robust_mlp_out_rms_limit
 
-Over all rows; the standard deviation is the population's (divided by the number of rows), the norm
-Euclidean. A layer that the dataset does not hold is NaN.
+The standard deviation is the population's (divided by the number of rows), the norm Euclidean. The
+kinds are those of `COUNTED_KINDS`. A layer that the dataset does not hold, and the mean of no rows,
+is NaN. Format 1.0 had means, deviations and mean norms over all rows, and no more.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -22,22 +28,153 @@ from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files.read_errors import reason_of
 from llava_amber_activations.files.whole import written_whole
 from llava_amber_activations.formats.dataset_folder import REMEDY, STATISTICS_FILE
+from llava_amber_activations.formats.layers import LayerWindow
+from llava_amber_activations.formats.recipe import Recipe
+from llava_amber_activations.formats.statistics import (
+    COUNTED_KINDS,
+    ROBUST,
+    statistics_metadata,
+)
 from llava_amber_activations.sources.source import Source, open_source
+from llava_amber_activations.vectors.normaliser import AffineMap, Normaliser
 
 
 @dataclass(frozen=True)
-class Statistics:
-    """Statistics of every layer; the fields are the tensors of the module's docstring."""
+class RowStatistics:
+    """Statistics of some rows of every layer.
+
+    Attributes:
+        x_mean, x_std: of each dimension, float32 `[n_layers, H]`; NaN where a layer has no rows.
+        x_mean_norm: mean Euclidean norm, float32 `[n_layers]`.
+        x_count: rows, int64 `[n_layers]`.
+        x_mean_norm_by_kind: mean norm of the rows of each kind of token, text, image, generated and
+            unknown: float32 `[n_layers, 4]`; NaN where there are none.
+        x_count_by_kind: rows of each kind, int64 `[n_layers, 4]`.
+        mlp_out_mean, mlp_out_std, mlp_out_mean_norm, mlp_out_count, mlp_out_mean_norm_by_kind,
+            mlp_out_count_by_kind: the same of `mlp_out`.
+    """
 
     x_mean: torch.Tensor
     x_std: torch.Tensor
     x_mean_norm: torch.Tensor
+    x_count: torch.Tensor
+    x_mean_norm_by_kind: torch.Tensor
+    x_count_by_kind: torch.Tensor
     mlp_out_mean: torch.Tensor
     mlp_out_std: torch.Tensor
     mlp_out_mean_norm: torch.Tensor
+    mlp_out_count: torch.Tensor
+    mlp_out_mean_norm_by_kind: torch.Tensor
+    mlp_out_count_by_kind: torch.Tensor
 
 
-_NAMES = tuple(field.name for field in dataclasses.fields(Statistics))
+@dataclass(frozen=True)
+class RobustStatistics(RowStatistics):
+    """Statistics of the rows of every layer that are no outliers.
+
+    A row is an outlier of one vector, the `x` or the `mlp_out` of one layer, where its root mean
+    square (its norm divided by √H) is not below the limit, about ten times the median of all rows.
+
+    Attributes:
+        x_rms_limit, mlp_out_rms_limit: float32 `[n_layers]`: the least power of 2^(1/8) that is
+            ten times the median or more; infinite where half of the rows are zeros.
+    """
+
+    x_rms_limit: torch.Tensor
+    mlp_out_rms_limit: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Statistics(RowStatistics):
+    """Statistics of all rows of every layer, and, as `robust`, of those that are no outliers.
+
+    In a dataset of an earlier release the counts are those of its rows, and all of them are of an
+    unknown kind.
+
+    Attributes:
+        name: of the dataset.
+        n_targets: the most targets of a layer that it was made with.
+    """
+
+    name: str = ""
+    n_targets: int = 1
+    _robust: RobustStatistics | None = field(default=None, repr=False)
+
+    @property
+    def robust(self) -> RobustStatistics:
+        """The statistics of the rows that are no outliers.
+
+        Raises:
+            ActivationsError: an earlier release made the dataset, which did not tell them apart.
+        """
+        if self._robust is None:
+            raise ActivationsError(
+                f"the statistics of {self.name} are over all rows, outliers among them: build the "
+                "dataset again with this release for those without, or ask for robust=False"
+            )
+        return self._robust
+
+    def normaliser(
+        self,
+        layer: int,
+        n_targets: int | None = None,
+        first_target: int = 1,
+        *,
+        robust: bool = True,
+        per_dimension: bool = False,
+    ) -> Normaliser:
+        """Return the map that brings a layer's `x`, and each of its targets, to mean 0 and size 1.
+
+        It is of `x` as the dataset holds it, at the recipe's own `x_site`.
+
+        Args:
+            layer: whose `x` it is.
+            n_targets: the most targets; as many as the dataset was made with if None.
+            first_target: distance from the layer to its first target, 0 or 1.
+            robust: by the rows that are no outliers; False: by all of them.
+            per_dimension: each dimension by its own standard deviation, so that all become equally
+                large. Otherwise one number a vector, which keeps directions, and so angles: then
+                the mean of `‖v‖²` over the rows is H.
+
+        Raises:
+            ActivationsError: the layer has no targets, or the dataset does not hold it or one of
+                them, or has no robust statistics.
+        """
+        n_layers = len(self.x_mean)
+        most = self.n_targets if n_targets is None else n_targets
+        targets = list(LayerWindow(n_layers, most, first_target).targets(layer))
+        rows = self.robust if robust else self
+        x = self._map("x", rows.x_mean, rows.x_std, [layer], per_dimension)
+        return Normaliser(
+            AffineMap(x.mean[0], x.scale[0]),
+            self._map("mlp_out", rows.mlp_out_mean, rows.mlp_out_std, targets, per_dimension),
+        )
+
+    def _map(
+        self,
+        kind: str,
+        means: torch.Tensor,
+        stds: torch.Tensor,
+        layers: list[int],
+        per_dimension: bool,
+    ) -> AffineMap:
+        """Return the map of several layers' vectors: [B, layers, H]."""
+        mean, std = means[layers], stds[layers]
+        for layer, is_lacking in zip(layers, mean.isnan().any(dim=-1).tolist(), strict=True):
+            if is_lacking:
+                raise ActivationsError(
+                    f"{self.name} holds no {kind} of layer {layer}, and so no statistics of it"
+                )
+        scale = std if per_dimension else std.double().square().mean(-1, keepdim=True).sqrt()
+        # What never varies is 0 when its mean is taken off, whatever it is divided by.
+        return AffineMap(mean, torch.where(scale > 0, scale, 1).float())
+
+
+_OF_1_0 = tuple(
+    f"{kind}_{what}" for kind in ("x", "mlp_out") for what in ("mean", "std", "mean_norm")
+)
+_ROW_FIELDS = tuple(each.name for each in dataclasses.fields(RowStatistics))
+_ROBUST_FIELDS = tuple(each.name for each in dataclasses.fields(RobustStatistics))
 
 
 def load_statistics(source: str | Path, revision: str | None = None) -> Statistics:
@@ -60,30 +197,72 @@ def read_statistics(source: Source) -> Statistics:
     Raises:
         ActivationsError: as `load_statistics`.
     """
-    if STATISTICS_FILE not in source.manifest.files:
+    manifest = source.manifest
+    if STATISTICS_FILE not in manifest.files:
         raise ActivationsError(f"{source.name} holds no {STATISTICS_FILE}: it has only features")
     damaged = f"{STATISTICS_FILE} of {source.name} is damaged"
     try:
         tensors = load(source.read_bytes(STATISTICS_FILE))
     except (SafetensorError, ValueError, LookupError) as error:
         raise ActivationsError(f"{damaged} ({reason_of(error)}): {REMEDY}") from None
-    recipe = source.manifest.recipe
-    for name in _NAMES:
-        shape = (
-            (recipe.n_layers,) if name.endswith("_norm") else (recipe.n_layers, recipe.hidden_size)
-        )
+    forms = _forms(manifest.recipe)
+    is_newer = any(name in tensors for name in forms if name not in _OF_1_0)
+    for name in forms if is_newer else _OF_1_0:
+        dtype, shape = forms[name]
         found = tensors.get(name)
         if found is None:
             raise ActivationsError(f"{damaged} (it has no {name}): {REMEDY}")
-        if found.dtype != torch.float32 or found.shape != shape:
+        if found.dtype != dtype or found.shape != shape:
             raise ActivationsError(
-                f"{damaged} ({name} is {found.dtype} {list(found.shape)}, not float32 "
-                f"{list(shape)}): {REMEDY}"
+                f"{damaged} ({name} is {found.dtype} {list(found.shape)}, not "
+                f"{str(dtype).removeprefix('torch.')} {list(shape)}): {REMEDY}"
             )
-    return Statistics(**{name: tensors[name] for name in _NAMES})
+    if not is_newer:
+        tensors |= _counts_of_1_0(tensors, manifest.n_rows)
+    return Statistics(
+        **{name: tensors[name] for name in _ROW_FIELDS},
+        name=source.name,
+        n_targets=manifest.n_targets,
+        _robust=RobustStatistics(**{name: tensors[ROBUST + name] for name in _ROBUST_FIELDS})
+        if is_newer
+        else None,
+    )
 
 
-def write_statistics(folder: Path, statistics: Statistics) -> None:
-    """Write the statistics into a dataset folder."""
+def _forms(recipe: Recipe) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """Return dtype and shape of every tensor of the file, by its name."""
+    layers, kinds = (recipe.n_layers,), (recipe.n_layers, len(COUNTED_KINDS))
+    dimensions = (recipe.n_layers, recipe.hidden_size)
+    of = {
+        "mean": (torch.float32, dimensions),
+        "std": (torch.float32, dimensions),
+        "mean_norm": (torch.float32, layers),
+        "count": (torch.int64, layers),
+        "mean_norm_by_kind": (torch.float32, kinds),
+        "count_by_kind": (torch.int64, kinds),
+        "rms_limit": (torch.float32, layers),
+    }
+    names = [*_OF_1_0, *_ROW_FIELDS, *(ROBUST + name for name in _ROBUST_FIELDS)]
+    return {
+        name: next(form for what, form in of.items() if name.endswith(f"_{what}")) for name in names
+    }
+
+
+def _counts_of_1_0(tensors: dict[str, torch.Tensor], n_rows: int) -> dict[str, torch.Tensor]:
+    """Return what format 1.0 did not write, as far as it is known: rows, of an unknown kind."""
+    found = {}
+    for kind in ("x", "mlp_out"):
+        norm = tensors[f"{kind}_mean_norm"]
+        count = torch.where(norm.isnan(), 0, n_rows)
+        none = torch.zeros(len(norm), len(COUNTED_KINDS) - 1, dtype=torch.int64)
+        found[f"{kind}_count"] = count
+        found[f"{kind}_count_by_kind"] = torch.cat([none, count[:, None]], dim=1)
+        norms = torch.cat([none * torch.nan, norm[:, None]], dim=1)
+        found[f"{kind}_mean_norm_by_kind"] = norms
+    return found
+
+
+def write_statistics(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Write the tensors of the module's docstring into a dataset folder."""
     with written_whole(folder / STATISTICS_FILE) as partial:
-        save_file(dataclasses.asdict(statistics), partial)
+        save_file(tensors, partial, metadata=statistics_metadata())

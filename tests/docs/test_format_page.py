@@ -13,7 +13,7 @@ from llava_amber_activations.formats.columns import KINDS, LEADING
 from llava_amber_activations.formats.dataset_folder import BuiltFrom, FileEntry, Manifest
 from llava_amber_activations.formats.recipe import Recipe
 from llava_amber_activations.formats.version import FORMAT_VERSION
-from llava_amber_activations.sources.statistics import Statistics
+from llava_amber_activations.sources.statistics import RobustStatistics, RowStatistics
 from llava_amber_activations.store.samples import SampleRecord
 
 TEXT = (Path(__file__).parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
@@ -30,7 +30,10 @@ def headers_of(path):
 
 @pytest.mark.parametrize(
     "kind",
-    [BuiltFrom, ExportNote, FileEntry, Manifest, Recipe, SampleRecord, Statistics],
+    [
+        *(BuiltFrom, ExportNote, FileEntry, Manifest, Recipe, SampleRecord),
+        *(RowStatistics, RobustStatistics),
+    ],
     ids=lambda kind: kind.__name__,
 )
 def test_every_key_is_named(kind):
@@ -42,7 +45,9 @@ def test_what_is_written_is_named(demo_folder):
     dataset, store = demo_folder / "dataset", demo_folder / "store"
     manifest = json.loads((dataset / "manifest.json").read_text(encoding="utf-8"))
     chunk = headers_of(store / "chunks" / "chunk-00000.safetensors")
-    assert {*manifest, *manifest["recipe"], *chunk, *LEADING, *KINDS} - QUOTED == set()
+    statistics = headers_of(dataset / "statistics.safetensors")
+    named = {*manifest, *manifest["recipe"], *chunk, *statistics, *LEADING, *KINDS}
+    assert named - QUOTED == set()
     files = [path.name for folder in (dataset, store) for path in folder.iterdir()]
     assert [name for name in files if name not in TEXT] == []
 

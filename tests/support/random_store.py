@@ -13,8 +13,11 @@ from llava_amber_activations.store.samples import SampleRecord
 N_LAYERS = 32
 
 
-def make_random_store(store, n_rows, width, scale=1):
-    """Write a finished float16 store of distinct values in two chunks, without a model."""
+def make_random_store(store, n_rows, width, scale=1, change=None):
+    """Write a finished float16 store of distinct values in two chunks, without a model.
+
+    `change`, if given, gets the tensors of each chunk, by their names, and changes them.
+    """
     recipe = Recipe(
         n_layers=N_LAYERS,
         hidden_size=width,
@@ -40,6 +43,8 @@ def make_random_store(store, n_rows, width, scale=1):
         tensors["sample"] = torch.tensor(samples, dtype=torch.int32)
         tensors["position"] = torch.full((rows,), 42, dtype=torch.int32)
         tensors["token_id"] = torch.full((rows,), 29901, dtype=torch.int32)
+        if change is not None:
+            change(tensors)
         records = [
             SampleRecord(number, 1 + number, f"AMBER_{1 + number}.jpg", "Describe.", "0" * 64, 1)
             for number in samples

@@ -31,25 +31,3 @@ def test_every_layer_has_its_own_x_and_the_targets_after_it(last_dataset, last_s
         assert torch.equal(floats(table["targets"]).view(8, n_targets, 64), targets), layer
         for name in ("sample", "position", "token_id"):
             assert table[name].to_pylist() == store[name].tolist()
-
-
-def test_statistics_are_those_of_the_store(all_dataset, all_store):
-    """Mean, deviation and mean norm of every layer, in float64, over rows of all chunks."""
-    chunks = [load_file(path) for path in sorted((all_store / "chunks").iterdir())]
-    found = load_file(all_dataset / "statistics.safetensors")
-    for kind in ("x", "mlp_out"):
-        stacked = torch.stack(
-            [
-                torch.cat([chunk[f"{kind}_{layer:02d}"] for chunk in chunks]).double()
-                for layer in range(32)
-            ]
-        )
-        for name, expected in (
-            ("mean", stacked.mean(dim=1)),
-            ("std", stacked.std(dim=1, correction=0)),
-            ("mean_norm", stacked.norm(dim=2).mean(dim=1)),
-        ):
-            tensor = found.pop(f"{kind}_{name}")
-            assert tensor.dtype == torch.float32 and tensor.shape == expected.shape
-            assert torch.allclose(tensor.double(), expected, rtol=1e-5, atol=1e-6)
-    assert not found

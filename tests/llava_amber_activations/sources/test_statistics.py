@@ -55,6 +55,14 @@ def of_integers(tensors):
     return {**tensors, "x_mean_norm": tensors["x_mean_norm"].to(torch.int32)}
 
 
+def lacking_a_robust_one(tensors):
+    return {name: tensor for name, tensor in tensors.items() if name != "robust_x_count"}
+
+
+def counts_of_floats(tensors):
+    return {**tensors, "mlp_out_count": tensors["mlp_out_count"].float()}
+
+
 def lacking_one(tensors):
     return {name: tensor for name, tensor in tensors.items() if name != "mlp_out_std"}
 
@@ -66,6 +74,8 @@ def lacking_one(tensors):
         (of_fewer_layers, r"is torch.float32 \[31, 64\], not float32 \[32, 64\]"),
         (of_integers, r"x_mean_norm is torch.int32 \[32\], not float32 \[32\]"),
         (lacking_one, "it has no mlp_out_std"),
+        (lacking_a_robust_one, "it has no robust_x_count"),
+        (counts_of_floats, r"mlp_out_count is torch.float32 \[32\], not int64 \[32\]"),
     ],
 )
 def test_of_another_kind_with_right_checksums(folder, change, match):
@@ -88,3 +98,47 @@ def test_damage_that_safetensors_quotes(folder):
     with pytest.raises(ActivationsError, match=NAME) as caught:
         load_statistics(folder)
     assert len(str(caught.value)) < 1000
+
+
+@pytest.fixture
+def older(folder):
+    """A folder whose file holds what format 1.0 wrote, and no more."""
+    tensors = {
+        name: tensor
+        for name, tensor in load_file(folder / NAME).items()
+        if name.removeprefix("x_").removeprefix("mlp_out_") in ("mean", "std", "mean_norm")
+    }
+    assert len(tensors) == 6
+    save_file(tensors, folder / NAME)
+    content = (folder / NAME).read_bytes()
+    with changed_manifest(folder) as manifest:
+        entry = manifest["files"][NAME]
+        entry["sha256"], entry["bytes"] = hashlib.sha256(content).hexdigest(), len(content)
+    return folder
+
+
+def test_of_an_earlier_release(older, last_dataset):
+    """It is read as before, and counts its rows; what it did not tell apart is one sentence."""
+    verify(older)
+    found, newer = load_statistics(older), load_statistics(last_dataset)
+    for name in ("x_mean", "x_std", "x_mean_norm", "mlp_out_mean", "mlp_out_std"):
+        assert torch.equal(getattr(found, name), getattr(newer, name))
+    assert found.x_count.tolist() == found.mlp_out_count.tolist() == [8] * 32
+    assert found.x_count_by_kind[5].tolist() == [0, 0, 0, 8]
+    assert found.x_mean_norm_by_kind[5].isnan().tolist() == [True] * 3 + [False]
+    for ask in (lambda: found.robust, lambda: found.normaliser(5)):
+        with pytest.raises(ActivationsError, match=r"dataset are over all rows.*robust=False"):
+            ask()
+    ours, theirs = found.normaliser(5, robust=False), newer.normaliser(5, robust=False)
+    assert torch.equal(ours.x.mean, theirs.x.mean) and torch.equal(ours.x.scale, theirs.x.scale)
+
+
+def test_a_layer_that_is_not_held(folder):
+    """As after an import, which lacks the last layer's x."""
+    tensors = load_file(folder / NAME)
+    for name in ("mlp_out_mean", "robust_mlp_out_mean"):
+        tensors[name][7] = torch.nan
+    save_file(tensors, folder / NAME)
+    with pytest.raises(ActivationsError, match="holds no mlp_out of layer 7, and so no statistics"):
+        load_statistics(folder).normaliser(5, 2)
+    assert load_statistics(folder).normaliser(5, 1).targets.mean.shape == (1, 64)
