@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from train_transcoder import Normalised, Transcoder, train
 
-from llava_amber_activations import activation_batches, load_statistics, open_layer
+from llava_amber_activations import Activations
 
 
 def main() -> None:
@@ -29,9 +29,12 @@ def main() -> None:
     given = parser.parse_args()
 
     dist.init_process_group("gloo")
-    layer = open_layer(given.source, given.layer, given.n_targets)
-    batches = activation_batches(layer, given.batch_size, shuffle=True, seed=0)
-    normalised = Normalised(load_statistics(given.source), given.layer, given.n_targets)
+    acts = Activations(given.source)
+    # Rows of its own for each process, and as many batches.
+    batches = acts.batches(
+        given.layer, given.n_targets, batch_size=given.batch_size, shuffle=True, seed=0
+    )
+    normalised = Normalised(acts.statistics, given.layer, given.n_targets)
     torch.manual_seed(0)
     model = DistributedDataParallel(Transcoder(normalised.width, given.n_features, given.n_targets))
     # So many steps in every process: their epochs may differ by a batch.

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 from train_transcoder import Normalised, Transcoder, train
 
-from llava_amber_activations import activation_batches, load_statistics, open_layer
+from llava_amber_activations import Activations
 
 
 def main() -> None:
@@ -27,14 +27,14 @@ def main() -> None:
     parser.add_argument("--num-workers", type=int, default=1, help="processes that read")
     given = parser.parse_args()
 
-    layer = open_layer(given.source, given.layer, given.n_targets, revision=given.revision)
-    batches = activation_batches(layer, given.batch_size, shuffle=True, seed=0, drop_last=True)
+    acts = Activations(given.source, given.revision)
+    options = {"batch_size": given.batch_size, "shuffle": True, "seed": 0, "drop_last": True}
+    batches = acts.batches(given.layer, given.n_targets, **options)
     workers = given.num_workers
     loader = DataLoader(
         batches, batch_size=None, num_workers=workers, persistent_workers=workers > 0
     )
-    statistics = load_statistics(given.source, given.revision)
-    normalised = Normalised(statistics, given.layer, given.n_targets)
+    normalised = Normalised(acts.statistics, given.layer, given.n_targets)
     torch.manual_seed(0)
     model = Transcoder(normalised.width, given.n_features, given.n_targets)
     train(model, loader, normalised, steps=given.steps)

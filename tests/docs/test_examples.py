@@ -39,7 +39,7 @@ def losses_of(printed):
     ]
 
 
-def test_a_transcoder_learns_from_a_folder(run, all_dataset, tmp_path):
+def test_a_transcoder_learns_from_a_folder(run, all_dataset, all_store, tmp_path):
     """Ten losses and the last, which is well under the first; and what is said to be saved is."""
     import torch
 
@@ -52,6 +52,29 @@ def test_a_transcoder_learns_from_a_folder(run, all_dataset, tmp_path):
     weights = torch.load(output, weights_only=True)
     assert weights["encoder.weight"].shape == (256, 64)
     assert weights["decoder"].shape == (4, 256, 64)
+    said = re.search(r"^explained of 1 samples held out: (-?[\d.]+) of", printed, re.MULTILINE)
+    assert float(said[1]) == pytest.approx(explained(all_store, weights), abs=2e-3)
+
+
+def explained(store, weights):
+    """What of sample 0's variance the weights explain, from the store's own tensors."""
+    import torch
+    from safetensors.torch import load_file
+
+    chunks = [load_file(path) for path in sorted((store / "chunks").iterdir())]
+    tensors = {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
+    mine = tensors["sample"] == 0
+    standard = {
+        name: (tensors[name] - tensors[name].mean(dim=0)) / tensors[name].std(dim=0, correction=0)
+        for name in ("x_05", "mlp_out_06", "mlp_out_07", "mlp_out_08", "mlp_out_09")
+    }
+    features = torch.relu(
+        standard.pop("x_05")[mine] @ weights["encoder.weight"].T + weights["encoder.bias"]
+    )
+    targets = torch.stack([each[mine] for each in standard.values()], dim=1)
+    found = torch.einsum("bf,nfh->bnh", features, weights["decoder"]) + weights["bias"]
+    left = (targets - found).square().sum()
+    return 1 - float(left / (targets - targets.mean(dim=0)).square().sum())
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
