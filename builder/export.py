@@ -13,9 +13,9 @@ from typing import Literal
 import numpy as np
 import torch
 
-from builder.asked.dataset_to_read import available_layers, check_free, check_targets
+from builder.asked.dataset_to_read import available_layers, check_targets
 from builder.pt.dataset_samples import feature_samples, x_samples
-from builder.pt.export_note import ExportNote, adopt, vectors_sha256
+from builder.pt.export_note import ExportNote, adopt, check_free, vectors_sha256
 from builder.pt.layers_layout import batch_files, write_batch
 from builder.pt.samples_layout import sample_path, write_sample
 from llava_amber_activations.console.progress import progress_of

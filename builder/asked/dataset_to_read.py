@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from builder.asked.handover_asked import HandoverAsked
 from builder.asked.new_place import ITEM_BYTES
-from builder.pt.export_note import EXPORT_FILE
+from builder.pt.export_note import EXPORT_FILE, check_free
 from llava_amber_activations.errors import ActivationsError
-from llava_amber_activations.files.leftovers import is_empty_or_missing
+from llava_amber_activations.extras import need_extras
 from llava_amber_activations.files.room import check_room
 from llava_amber_activations.formats.dataset_folder import (
     ALL_LAYERS,
@@ -15,6 +16,7 @@ from llava_amber_activations.formats.dataset_folder import (
     DEFAULT_CONFIG,
 )
 from llava_amber_activations.formats.layers import LayerWindow, check_n_targets, parse_layers
+from llava_amber_activations.reading.wanted_hooks import hook_shards
 from llava_amber_activations.sources.source import Source, open_source
 from llava_amber_activations.store.layout import is_store
 from llava_amber_activations.store.samples import read_samples
@@ -77,6 +79,28 @@ def check_export(
     check_room(out, n_bytes, f"an export of {len(chosen)} layers")
 
 
+def check_hand_over(source: str, out: Path, asked: HandoverAsked, revision: str | None) -> None:
+    """Check what can be checked of a hand-over before its tools are loaded.
+
+    Raises:
+        ActivationsError: as `check_export`, or what the layout needs is not installed.
+    """
+    if asked.format == "crosslayer-coding":
+        need_extras("--format crosslayer-coding", "crosslayer-coding")
+    opened = open_source(source, revision)
+    manifest = opened.manifest
+    hook_shards(opened)
+    n_layers = manifest.recipe.n_layers
+    if asked.layers is not None:
+        n_layers = len(parse_layers(asked.layers, range(n_layers)))
+    check_free(out)
+    if (out / EXPORT_FILE).is_file():
+        return
+    item = ITEM_BYTES[manifest.dtype if asked.dtype is None else asked.dtype]
+    n_bytes = manifest.n_rows * 2 * n_layers * manifest.recipe.hidden_size * item
+    check_room(out, n_bytes, f"an export of {n_layers} layers")
+
+
 def available_layers(source: Source, layout: str, window: LayerWindow) -> tuple[int, ...]:
     """Return the layers of a dataset that a layout can be made of.
 
@@ -109,13 +133,3 @@ def check_targets(layout: str, n_targets: int | None, pad: bool, n_layers: int) 
             f"padding up to n_targets={n_targets}, where the model has {n_layers} layers, would "
             "write nothing but zeros: give as many as there are layers at most"
         )
-
-
-def check_free(out: Path) -> None:
-    """Check that nothing is in the way of an export, new or gone on with.
-
-    Raises:
-        ActivationsError: the folder holds something else.
-    """
-    if not (out / EXPORT_FILE).is_file() and not is_empty_or_missing(out):
-        raise ActivationsError(f"{out} already holds something: give a new or an empty folder")

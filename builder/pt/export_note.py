@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llava_amber_activations.errors import ActivationsError
+from llava_amber_activations.files.leftovers import is_empty_or_missing
 from llava_amber_activations.files.whole import write_json
 from llava_amber_activations.formats.dataset_folder import Manifest
 from llava_amber_activations.formats.recipe import Recipe
@@ -92,6 +93,16 @@ def read_note(folder: Path) -> ExportNote | None:
     if not path.is_file():
         return None
     return ExportNote.from_json(parse_json_object(path.read_bytes(), path), path)
+
+
+def check_free(out: Path) -> None:
+    """Check that nothing is in the way of an export, new or gone on with.
+
+    Raises:
+        ActivationsError: the folder holds something else.
+    """
+    if not (out / EXPORT_FILE).is_file() and not is_empty_or_missing(out):
+        raise ActivationsError(f"{out} already holds something: give a new or an empty folder")
 
 
 def adopt(out: Path, note: ExportNote) -> None:

@@ -1,0 +1,1 @@
+"""Exports in the layouts of other trainers, which their own loaders read."""
