@@ -82,7 +82,8 @@ train_clt(TrainCLTSettings(
     initializer=InitializerConfig(init_encoder_with_decoder_transpose=False),
     trainer=TrainerConfig(
         # One epoch, of which ten batches are used before the first step.
-        total_training_tokens={n_rows}, initial_k=32, lr=4e-4, lr_warm_up_steps=1, amp_dtype=torch.float32,
+        total_training_tokens={n_rows}, initial_k=32, lr=4e-4, lr_warm_up_steps=1,
+        amp_dtype=torch.float32,
         skip_metrics_calculation=True, log_frequency=10, n_checkpoints=0, exp_result_path="clt",
     ),
     activation_factory=ActivationFactoryConfig(
