@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from llava_amber_activations import ActivationsError, activation_batches, open_layer
@@ -101,6 +102,34 @@ def test_ranks_have_as_many_batches(of_ranks, places, way, workers):
     for batches in mine:
         sizes = sorted(map(len, batches))
         assert all(size == BATCH for size in sizes[2:])
+
+
+@pytest.mark.parametrize("kill_after", [3, 9])
+def test_killed_and_gone_on(all_dataset, places, tmp_path, kill_after):
+    """`kill -9` in either of two epochs, two ranks of two workers: every row twice."""
+    script = SCRIPT.with_name("killed_side.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+
+    def run(kill_after):
+        return subprocess.run(
+            [*command, str(script), str(all_dataset), str(tmp_path), str(kill_after)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+
+    killed = run(kill_after)
+    assert killed.returncode != 0 and "Signal 9 (SIGKILL)" in killed.stderr, killed.stderr[-2000:]
+    saved = list(tmp_path.glob("*.pt"))
+    before = [len(torch.load(path, weights_only=False)["rows"]) for path in saved]
+    assert 0 < sum(before) < 2 * places.total()
+    done = run(0)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = Counter()
+    for rank in range(2):
+        found.update(torch.load(tmp_path / f"{rank}.pt", weights_only=False)["rows"])
+    assert found == places + places
 
 
 def test_torchrun_without_torch_distributed(of_ranks):
