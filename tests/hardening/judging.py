@@ -344,6 +344,9 @@ def _plain_layer(folder: Path, layer: int, found: Tensors) -> Tensors | None:
                 for each in names
             ]
             plain[name] = np.stack(parts, axis=1) if name == "targets" and not own else parts[0]
+            if name == "kind":
+                codes = {"text": 0, "image": 1, "generated": 2}
+                plain[name] = np.array([codes.get(kind, -1) for kind in parts[0]], np.int32)
         return plain
     except Exception:
         return None
