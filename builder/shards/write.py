@@ -21,6 +21,7 @@ from builder.shards.plan import plan_row_groups, plan_shards
 from builder.shards.row_sizes import Int64s
 from builder.shards.vector_moments import VectorMoments, merge_all, vector_moments
 from builder.shards.writer import open_shard
+from llava_amber_activations.console.interruption import interrupts_left_to_this_process
 from llava_amber_activations.console.progress import Progress
 from llava_amber_activations.formats.arrow_vectors import (
     Vectors,
@@ -206,7 +207,9 @@ def _done(
     # Not forked: torch and Arrow have threads by now, and their locks would be copied held.
     spawn = get_context("spawn")
     with ProcessPoolExecutor(num_proc, mp_context=spawn, initializer=_end_with_parent) as pool:
-        yield from _shown(pool.map(_do, *given), progress)
+        with interrupts_left_to_this_process():
+            done = pool.map(_do, *given)
+        yield from _shown(done, progress)
 
 
 def _shown(done: Iterable[Done], progress: Progress) -> Iterator[Done]:
@@ -223,7 +226,7 @@ def n_threads(num_proc: int) -> int:
 
 def _end_with_parent() -> None:
     """End this process when the one that started it is killed, or it would wait for it for ever."""
-    # A terminal sends Ctrl-C to every process: what it ends is up to the parent.
+    # Where it could not be blocked.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()
     assert parent is not None

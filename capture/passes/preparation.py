@@ -16,6 +16,7 @@ from capture.passes.prefix import PrefixedInputs, make_prefixed_inputs, prefix_i
 from capture.passes.prompts import Prompts, too_long
 from capture.samples.pictures import Picture, PictureSource, read_picture
 from capture.samples.queries import Query
+from llava_amber_activations.console.interruption import interrupts_left_to_this_process
 from llava_amber_activations.errors import ActivationsError
 
 # What a processor raises of a picture that it is not made for, such as one of an extreme shape.
@@ -245,7 +246,9 @@ def prepared_batches(
         multiprocessing_context="spawn" if num_workers else None,
         worker_init_fn=_leave_interrupts,
     )
-    yield from loader
+    with interrupts_left_to_this_process():
+        prepared = iter(loader)
+    yield from prepared
 
 
 def _leave_interrupts(worker: int) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 
 
 class InterruptedRunError(Exception):
@@ -27,3 +30,23 @@ def interruptible(kept: Callable[[], str]) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         raise InterruptedRunError(kept()) from None
+
+
+@contextmanager
+def interrupts_left_to_this_process() -> Iterator[None]:
+    """Start processes that Ctrl-C, which a terminal sends to every process, does not end.
+
+    What they are told to do with it comes too late: until they have imported what they need, it
+    would end them with a traceback. So they are started with the signal blocked, which stays with
+    them; here it waits until the end of the block. Windows has no such thing.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    # Python starts a process of its own before the first of these, and unblocks SIGINT after it.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

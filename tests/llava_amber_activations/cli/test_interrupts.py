@@ -20,7 +20,7 @@ def interrupt(tmp_path):
     name in it) notes in a file `begun` that it was made, and waits before it returns.
     """
 
-    def run(arguments, slow, until):
+    def run(arguments, slow, until, env=None):
         module, name = slow
         program = (
             "import pathlib, signal, sys, time\n"
@@ -44,6 +44,7 @@ def interrupt(tmp_path):
             stderr=subprocess.PIPE,
             text=True,
             cwd=tmp_path,
+            env=env,
             # A process group of its own, all of which a terminal's Ctrl-C reaches.
             start_new_session=True,
         )
@@ -104,6 +105,50 @@ def test_build(interrupt, cli, last_store, tmp_path, num_proc):
     assert names(dataset.parent) == []
     assert cli(*arguments).returncode == 0
     assert verify(dataset).n_rows == 8
+
+
+@pytest.fixture
+def slow_to_start(tmp_path):
+    """Environment in which each process that another starts says so in `started`, and waits."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        "import pathlib, sys, time\n"
+        "if any('spawn_main' in word for word in sys.orig_argv):\n"
+        "    pathlib.Path('started').touch()\n"
+        "    time.sleep(1)\n"
+    )
+    path = os.pathsep.join([str(folder), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    return {**os.environ, "PYTHONPATH": path}
+
+
+def test_build_whose_processes_only_begin(interrupt, last_store, slow_to_start, tmp_path):
+    """They printed a traceback each where they were still importing."""
+    dataset = tmp_path / "here" / "dataset"
+    dataset.parent.mkdir()
+    line = interrupt(
+        ["build", last_store, dataset, "--num-proc", "5"],
+        ("builder.shards.write", "open_shard"),
+        (tmp_path / "started").exists,
+        slow_to_start,
+    )
+    assert f"nothing of {dataset} is kept" in line and names(dataset.parent) == []
+
+
+def test_capture_whose_workers_only_begin(
+    interrupt, tiny_llava, query_file, image_dir, slow_to_start, tmp_path
+):
+    """They printed a traceback each where they were still importing."""
+    line = interrupt(
+        [
+            *("capture", "--model", tiny_llava, "--dataset", query_file, "--image-dir", image_dir),
+            *("--output-dir", tmp_path / "store", "--num-workers", "2"),
+        ],
+        ("capture.pipeline", "run_batch"),
+        (tmp_path / "started").exists,
+        slow_to_start,
+    )
+    assert "of 1 chunks are kept in" in line
 
 
 def test_export(interrupt, cli, last_dataset, tmp_path):
