@@ -24,6 +24,7 @@ import h5py
 import numpy as np
 import torch
 
+from builder.handover.hdf5_disk import Hdf5Disk
 from builder.handover.layout import Rows
 from builder.handover.note import HandoverNote
 
@@ -49,8 +50,11 @@ class CrosslayerCodingLayout:
     def open(self, paths: Sequence[Path], n_rows: int) -> Iterator[_Chunk]:
         """Open a chunk's file."""
         (path,) = paths
-        with h5py.File(path, "w") as file:
-            yield _Chunk(file, self._note, n_rows)
+        with path.open("w+b", buffering=0) as file:
+            disk = Hdf5Disk(file, path)
+            with h5py.File(disk, "w") as hdf5:
+                yield _Chunk(hdf5, disk, self._note, n_rows)
+            disk.check()
 
     def last_contents(self, sizes: Sequence[int], kept: Iterator[Any]) -> Iterator[bytes]:
         """Yield the store's metadata, the moments of what was exported, and the index."""
@@ -109,7 +113,8 @@ class _Chunk:
     any others as long as a dimension's mean is not millions of times its deviation.
     """
 
-    def __init__(self, file: h5py.File, note: HandoverNote, n_rows: int) -> None:
+    def __init__(self, file: h5py.File, disk: Hdf5Disk, note: HandoverNote, n_rows: int) -> None:
+        self._disk = disk
         self._hooks = dict(zip(_KINDS, (note.x_hooks, note.mlp_out_hooks), strict=True))
         width = note.recipe.hidden_size
         self._places = {
@@ -130,6 +135,7 @@ class _Chunk:
         for (kind, number), place in self._places.items():
             vectors = rows[self._hooks[kind][number]].numpy()
             place[at : at + len(vectors)] = vectors
+            self._disk.check()
             values = vectors.astype(np.float64)
             self._sums[_sum_name(kind, 1)][number] += values.sum(axis=0)
             self._sums[_sum_name(kind, 2)][number] += np.einsum("rh,rh->h", values, values)

@@ -29,17 +29,20 @@ class Epochs:
 
     torch's multiprocessing hands the table itself to other processes; a plain pickle and a deep
     copy make another one, which goes on from here by itself.
+
+    Raises:
+        ActivationsError: there is no shared memory for it.
     """
 
     def __init__(self) -> None:
         self._shared = torch.zeros((_FIRST_WORKER + _MOST_WORKERS, 4), dtype=torch.int64)
-        self._shared.share_memory_()
+        _share(self._shared)
         self._begun = 0
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         if not self._shared.is_shared():
-            self._shared.share_memory_()
+            _share(self._shared)
 
     def set(self, epoch: int) -> None:
         """Have the next iteration that begins be of `epoch`, and those after it follow."""
@@ -112,3 +115,14 @@ class Epochs:
     def _rows(self) -> npt.NDArray[np.int64]:
         rows: npt.NDArray[np.int64] = self._shared.numpy()
         return rows
+
+
+def _share(table: torch.Tensor) -> None:
+    """Move a table into memory that processes forked from this one have, too."""
+    try:
+        table.share_memory_()
+    except (RuntimeError, OSError) as error:
+        raise ActivationsError(
+            f"batches need {table.nbytes} bytes of shared memory, and the system gives none "
+            f"({error}): make room in /dev/shm, or raise `ulimit -f`, and try again"
+        ) from error

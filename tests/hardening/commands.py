@@ -8,10 +8,17 @@ from pathlib import Path
 from fork_server import ForkServer
 from loopback_hub import LoopbackHub
 
+from builder.asked.handover_asked import HANDOVERS
+
 REPO = "lab/killed"
 TWO_RANKS = "capture, two processes"
 PUSH = "push"
-NAMES = ("capture", TWO_RANKS, "build", "export layers", "export samples", "import", PUSH)
+# To other trainers, by the name of their format.
+HANDED_OVER = {f"export {format_}": format_ for format_ in HANDOVERS}
+NAMES = (
+    *("capture", TWO_RANKS, "build", "export layers", "export samples", *HANDED_OVER),
+    *("import", PUSH),
+)
 
 SAY_DONE = ("import",)
 ALREADY_THERE = "already holds something"
@@ -40,7 +47,12 @@ class Commands:
             *("--n-targets", 2, "--transcoders", root / "transcoders"),
             *("--chunk-samples", 2, "--batch-size", 2),
         ]
+        handed_over: dict[str, list[object]] = {
+            name: ["export", root / "dataset", place, "--format", format_, "--chunk-rows", 64]
+            for name, format_ in HANDED_OVER.items()
+        }
         return {
+            **handed_over,
             "capture": capture,
             TWO_RANKS: capture,
             "build": ["build", root / "store", place],

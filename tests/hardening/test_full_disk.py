@@ -20,6 +20,8 @@ SENTENCES = (
         r"^error: .* takes .* or more, and the disk of (?P<path>/.*) has .* free: \S.*$", re.M
     ),
 )
+# Of no file of the result: a limit on files is one on shared memory, too.
+SHARED_MEMORY = re.compile(r"^error: .* bytes of shared memory, and the system gives none .*$")
 
 
 def refusal_problem(ended, base):
@@ -29,6 +31,7 @@ def refusal_problem(ended, base):
     matches = (each.match(errors[0]) for each in SENTENCES) if errors else ()
     sentence = next(filter(None, matches), None)
     named = sentence is not None and sentence["path"].startswith(str(base))
+    named = named or (bool(errors) and SHARED_MEMORY.match(errors[0]) is not None)
     if ended.status == 1 and len(errors) == 1 and named and "Traceback" not in ended.said:
         return None
     return f"ended with {ended.status}: {ended.said[-2000:]}"

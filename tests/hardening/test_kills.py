@@ -10,8 +10,11 @@ import time
 import pytest
 from commands import NAMES, PUSH, TWO_RANKS
 
-# How many of a hundred kills each command gets.
-SHARES = {"small": (2, 2, 2, 1, 1, 2, 2), "full": (16, 18, 16, 12, 12, 13, 13)}
+# How many kills each command gets.
+SHARES = {
+    "small": (2, 2, 2, 1, 1, 1, 1, 1, 2, 2),
+    "full": (16, 18, 16, 12, 12, 12, 12, 12, 13, 13),
+}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,7 +1,10 @@
 """Hand-over to other trainers: every layout read by what the trainer reads it with."""
 
 import json
+import re
+import resource
 import subprocess
+import sys
 
 import h5py
 import numpy as np
@@ -177,12 +180,36 @@ def test_left_off_and_gone_on(dataset, tmp_path, monkeypatch, format_, after):
     result = hand_over(dataset, tmp_path / "out", asked(format_))
     assert result.n_written == 3 - after
     for path in (tmp_path / "whole").rglob("*"):
-        if path.is_file() and path.suffix != ".h5":
+        if path.is_file():
             mine = tmp_path / "out" / path.relative_to(tmp_path / "whole")
             assert mine.read_bytes() == path.read_bytes(), mine
     assert {p.relative_to(tmp_path / "out") for p in (tmp_path / "out").rglob("*")} == {
         p.relative_to(tmp_path / "whole") for p in (tmp_path / "whole").rglob("*")
     }
+
+
+@pytest.mark.parametrize("format_", HANDOVERS)
+def test_a_disk_that_is_full_in_mid_chunk(dataset, vectors, tmp_path, format_):
+    """One sentence, and no crash of HDF5's when the process ends; with room, it goes on."""
+    out = tmp_path / "out"
+    options = ["--layers", "3,4,9", "--chunk-rows", "200", "--dtype", "float32"]
+    command = ["export", str(dataset), str(out), "--format", format_, *options]
+    # A limit on files: more than what comes before the first chunk takes, less than a chunk.
+    done = subprocess.run(
+        [sys.executable, "-m", "llava_amber_activations", *command],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, (done.returncode, done.stderr)
+    [error] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert re.match(rf"error: {out}/unfinished/\S*(chunk|data)\S* cannot be written \(", error)
+    assert "Traceback" not in done.stderr
+    assert {path.name for path in out.iterdir()} == {"export.json", "unfinished"}
+    assert not [path for path in (out / "unfinished").rglob("*") if path.is_file()]
+    hand_over(dataset, out, asked(format_, chunk_rows=200, dtype="float32"))
+    check(out, format_, vectors, np.float32)
 
 
 @pytest.mark.parametrize("format_", HANDOVERS)

@@ -3,6 +3,7 @@
 import copy
 import pickle
 import random
+import resource
 from itertools import islice
 
 import pytest
@@ -284,3 +285,14 @@ def test_a_worker_without_rows_ends(last_dataset):
 def test_a_number_of_epochs_that_is_none(layer, epochs):
     with pytest.raises(ActivationsError, match="epochs must be 1 or more, or None"):
         activation_batches(layer, BATCH, epochs=epochs)
+
+
+def test_no_shared_memory(layer):
+    """A limit on files is one on shared memory; a full /dev/shm says it in the same way."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
+    try:
+        with pytest.raises(ActivationsError, match="bytes of shared memory, and the system gives"):
+            activation_batches(layer, batch_size=5)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
