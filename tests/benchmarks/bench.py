@@ -33,6 +33,7 @@ SECTIONS = (
     "pt_layouts",
     "bytes_on_disk",
     "peer_sae_lens",
+    "peer_reading",
     "growth",
     "page_decoding",
 )

@@ -14,9 +14,6 @@ one hook it writes 64 times what was asked for; it hashes what it writes and fsy
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +21,7 @@ from pathlib import Path
 import datasets
 import torch
 from measuring import Line, rates, run_section
+from peer import Peer, sae_lens
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -45,26 +43,10 @@ HOOKS = [f"model.layers.{n}{part}" for n in range(N_LAYERS) for part in ("", ".m
 def measure(scratch: Path, repeats: int) -> list[Line]:
     """Measure one hook and all 64, in turn with ours."""
     folder = scratch / "peer"
-    python = _environment(folder)
     ids = _model_and_tokens(folder)
     ours, theirs = folder / "ours.safetensors", folder / "theirs"
     model = LlamaForCausalLM.from_pretrained(folder / "model", dtype=torch.float32).eval()
-    peer = subprocess.Popen(
-        [
-            python,
-            str(Path(__file__).with_name("sae_lens_side.py")),
-            folder,
-            str(TOKENS),
-            str(WIDTH),
-        ],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "CUDA_VISIBLE_DEVICES": ""},
-    )
-    try:
-        _answer(peer)
+    with sae_lens(folder, "sae_lens_side.py", [folder, TOKENS, WIDTH]) as peer:
         for hooks in (HOOKS[:2], HOOKS[:1]):
             _theirs(peer, theirs, hooks)
         mine: list[float] = []
@@ -76,9 +58,6 @@ def measure(scratch: Path, repeats: int) -> list[Line]:
             of_one.append(_theirs(peer, theirs, HOOKS[:1]))
             of_all.append(_theirs(peer, theirs, HOOKS))
         rows = _check_alike(ours, theirs)
-    finally:
-        peer.kill()
-        peer.wait()
     written = sum(path.stat().st_size for path in theirs.rglob("*") if path.is_file())
     size = ours.stat().st_size
     return [
@@ -107,19 +86,6 @@ def measure(scratch: Path, repeats: int) -> list[Line]:
             note=f"{rows} rows of {TOKENS} asked for; both float32",
         ),
     ]
-
-
-def _environment(folder: Path) -> Path:
-    """Make the peer's virtual environment, torch first, so that its version is ours."""
-    python = folder / "venv" / "bin" / "python"
-    if not (folder / "installed").exists():
-        constraints = Path(__file__).parents[1] / "constraints.txt"
-        subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
-        for package in ("torch", "sae-lens"):
-            install = [python, "-m", "pip", "install", "--quiet", "--constraint", constraints]
-            subprocess.run([*install, package], check=True)
-        (folder / "installed").touch()
-    return python
 
 
 def _model_and_tokens(folder: Path) -> torch.Tensor:
@@ -166,19 +132,8 @@ def _ours(model: LlamaForCausalLM, ids: torch.Tensor, out: Path) -> float:
     return time.perf_counter() - start
 
 
-def _theirs(peer: subprocess.Popen[str], out: Path, hooks: Sequence[str]) -> float:
-    assert peer.stdin is not None
-    peer.stdin.write(" ".join([str(out), *hooks]) + "\n")
-    peer.stdin.flush()
-    return float(_answer(peer))
-
-
-def _answer(peer: subprocess.Popen[str]) -> str:
-    assert peer.stdout is not None
-    line = peer.stdout.readline()
-    if not line:
-        raise RuntimeError("the peer's process ended")
-    return line.strip()
+def _theirs(peer: Peer, out: Path, hooks: Sequence[str]) -> float:
+    return float(peer.ask(out, *hooks))
 
 
 def _check_alike(ours: Path, theirs: Path) -> int:
