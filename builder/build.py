@@ -30,6 +30,7 @@ from llava_amber_activations.formats.dataset_folder import (
 from llava_amber_activations.formats.layers import LayerWindow
 from llava_amber_activations.sources.source import open_source
 from llava_amber_activations.store.layout import read_recipe, vector_names
+from llava_amber_activations.store.norms_file import read_store_norms
 from llava_amber_activations.store.samples import read_samples
 
 DEFAULT_SHARD_SIZE = "500MB"
@@ -76,6 +77,7 @@ def build(
         clear_leftovers(dataset)
         return finished
     check_free(dataset)
+    norms = read_store_norms(store, recipe)
     rows = [record.n_rows for record in records]
     names = vector_names(recipe.n_layers)
     tasks: list[ShardTask] = []
@@ -108,7 +110,7 @@ def build(
             else (),
             built_from=built_from,
         )
-        return finish_folder(folder, manifest, moments)
+        return finish_folder(folder, manifest, moments, norms)
 
 
 def _finished(dataset: Path, built_from: BuiltFrom, n_targets: int) -> Manifest | None:

@@ -7,9 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from llava_amber_activations.console.sizes import readable_size
-from llava_amber_activations.formats.dataset_folder import ALL_LAYERS, DEFAULT_CONFIG, Manifest
+from llava_amber_activations.formats.dataset_folder import (
+    ALL_LAYERS,
+    DEFAULT_CONFIG,
+    NORMS_FILE,
+    Manifest,
+)
 from llava_amber_activations.formats.layers import LayerWindow
 from llava_amber_activations.formats.recipe import Recipe
+from llava_amber_activations.sources.sites import readable_sites
 from llava_amber_activations.sources.source import check_no_revision, open_source
 from llava_amber_activations.store.layout import (
     is_finished,
@@ -35,6 +41,7 @@ class StoreInfo:
         n_chunks, n_chunks_made: chunks in all, and those that are there.
         n_rows: of the finished store; None before.
         n_bytes: of all its files.
+        has_norms: whether its norms are there.
     """
 
     recipe: Recipe
@@ -42,6 +49,7 @@ class StoreInfo:
     n_chunks_made: int
     n_rows: int | None
     n_bytes: int
+    has_norms: bool
 
     def table(self) -> list[tuple[str, str]]:
         """Return what a person wants to know, as (name, value) pairs."""
@@ -50,6 +58,7 @@ class StoreInfo:
         return [
             ("kind", "capture store"),
             *_recipe_table(recipe),
+            *_sites_table(recipe, has_norms=self.has_norms),
             ("layers", f"0 … {recipe.n_layers - 1}, width {recipe.hidden_size}"),
             ("dtype", recipe.store_dtype),
             ("chunks", f"{self.n_chunks_made} of {self.n_chunks}"),
@@ -69,6 +78,7 @@ class StoreInfo:
             "samples": self.recipe.n_samples,
             "rows": self.n_rows,
             "bytes": self.n_bytes,
+            "x_sites": list(readable_sites(self.recipe, has_norms=self.has_norms)),
             "recipe": self.recipe.to_json(),
         }
 
@@ -79,6 +89,11 @@ class DatasetInfo:
 
     manifest: Manifest
 
+    @property
+    def has_norms(self) -> bool:
+        """Whether it holds the model's norms."""
+        return NORMS_FILE in self.manifest.files
+
     def table(self) -> list[tuple[str, str]]:
         """Return what a person wants to know, as (name, value) pairs."""
         manifest = self.manifest
@@ -86,6 +101,7 @@ class DatasetInfo:
         lines = [
             ("kind", f"dataset, format {manifest.format_version}"),
             *_recipe_table(recipe),
+            *_sites_table(recipe, has_norms=self.has_norms),
             ("width", str(recipe.hidden_size)),
             ("dtype", manifest.dtype),
             ("samples", str(recipe.n_samples)),
@@ -128,6 +144,7 @@ class DatasetInfo:
                 for config in manifest.configs
             },
             "bytes": manifest.bytes_of(list(manifest.files)),
+            "x_sites": list(readable_sites(manifest.recipe, has_norms=self.has_norms)),
             "warnings": list(manifest.warnings),
             "recipe": manifest.recipe.to_json(),
         }
@@ -154,6 +171,7 @@ def describe(source: str | Path, revision: str | None = None) -> StoreInfo | Dat
         n_chunks_made=n_chunks - len(missing_chunks(path, recipe)),
         n_rows=n_rows,
         n_bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
+        has_norms=(path / NORMS_FILE).is_file(),
     )
 
 
@@ -171,6 +189,14 @@ def _target_counts(window: LayerWindow) -> str:
         return "none: no layer comes after the only one"
     ends = sorted({window.sources[0], window.sources[-1]})
     return " … ".join(f"{len(window.targets(layer))} for L{layer}" for layer in ends)
+
+
+def _sites_table(recipe: Recipe, *, has_norms: bool) -> list[tuple[str, str]]:
+    """Say at which sites `x` can be read, where that is more than the recipe says."""
+    own, *computed = readable_sites(recipe, has_norms=has_norms) or ("",)
+    if not computed:
+        return []
+    return [("x can be read at", f"{own}, {', '.join(computed)} (computed by {NORMS_FILE})")]
 
 
 def _recipe_table(recipe: Recipe) -> list[tuple[str, str]]:

@@ -30,6 +30,7 @@ from llava_amber_activations.formats.dataset_folder import (
     CONFIG_DIRS,
     DEFAULT_CONFIG,
     MANIFEST_FILE,
+    NORMS_FILE,
     REMEDY,
     STATISTICS_FILE,
     FileEntry,
@@ -37,6 +38,7 @@ from llava_amber_activations.formats.dataset_folder import (
 from llava_amber_activations.formats.layers import LayerWindow, split_name
 from llava_amber_activations.reading.layer_rows import split_tables, tables_of_layer
 from llava_amber_activations.reading.wanted_layer import WantedLayer
+from llava_amber_activations.sources.sites import read_norms
 from llava_amber_activations.sources.source import Source, open_source
 from llava_amber_activations.sources.statistics import read_statistics
 from llava_amber_activations.store.chunk import Chunk
@@ -48,6 +50,7 @@ from llava_amber_activations.store.layout import (
     recipe_chunks,
     vector_names,
 )
+from llava_amber_activations.store.norms_file import read_store_norms
 from llava_amber_activations.store.samples import read_samples
 from llava_amber_activations.store.sums import SUMS_FILE, sums_text
 from llava_amber_activations.vectors.finite import finite_rows, finite_rows_of_array
@@ -103,6 +106,7 @@ def _verify_store(store: Path) -> Verified:
         if features is not None and features.chunk_samples[number]:
             _check_features(features_path(store, number))
             n_files += 1
+    read_store_norms(store, recipe)
     checks = ["checksums", "samples", "finite values"]
     if (store / SUMS_FILE).exists():
         n_files += len(sums_text(store).splitlines())
@@ -128,6 +132,8 @@ def _verify_folder(folder: Path) -> Verified:
     _check_rows(source)
     if STATISTICS_FILE in source.manifest.files:
         read_statistics(source)
+    if NORMS_FILE in source.manifest.files:
+        read_norms(source)
     checks = ["checksums", "row counts", "finite values"]
     manifest = source.manifest
     n_rows = sum(

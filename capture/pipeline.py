@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from capture.model.load import CaptureModel
+from capture.model.norms import NormWitness
 from capture.model.taps import Taps
 from capture.model.transcoders import Encoder
 from capture.passes.generation import OnAnswers
@@ -71,6 +72,7 @@ def make_chunks(
     # begins with the size that the first one began with.
     size = settings.batch_size or min(first, settings.samples_per_chunk)
     share = model.image_token_id if share_prefixes else None
+    norms = model.norms if settings.x_site == "resid_mid" else None
     with Taps(model.decoder, settings.x_site, dtype) as taps, _writer() as write:
         while remaining:
             counted = 0
@@ -80,13 +82,15 @@ def make_chunks(
                     on_answers,
                 ):
                     held: list[CapturedBatch] = []
-                    for batch in batches:
-                        held.append(batch)
-                        n_samples = len(batch.prepared.plan.queries)
-                        counted += n_samples
-                        on_samples(n_samples)
+                    with NormWitness(model.decoder, norms) as witness:
+                        for batch in batches:
+                            held.append(batch)
+                            n_samples = len(batch.prepared.plan.queries)
+                            counted += n_samples
+                            on_samples(n_samples)
                     counted = 0
-                    write(store, number, remaining.pop(number), held, model, dtype, size)
+                    queries, agrees = remaining.pop(number), witness.agrees
+                    write(store, number, queries, held, model, dtype, size, agrees)
             except torch.OutOfMemoryError as error:
                 if settings.batch_size is not None or size == 1:
                     raise ActivationsError(
@@ -160,11 +164,12 @@ def _writer() -> Iterator[Callable[..., None]]:
             model: CaptureModel,
             dtype: torch.dtype,
             batch_size: int,
+            norms_agree: bool | None,
         ) -> None:
             nonlocal pending
             if pending is not None:
                 pending.result()
-            chunk = (store, number, queries, batches, model, dtype, batch_size)
+            chunk = (store, number, queries, batches, model, dtype, batch_size, norms_agree)
             pending = pool.submit(_write, *chunk)
 
         yield write
@@ -180,6 +185,7 @@ def _write(
     model: CaptureModel,
     dtype: torch.dtype,
     batch_size: int,
+    norms_agree: bool | None,
 ) -> None:
     tensors, records = join_chunk(queries, batches, model, dtype)
     layers = {layer for batch in batches for layer in batch.features}
@@ -188,4 +194,5 @@ def _write(
         features, samples = join_features(batches, sorted(layers))
         # Before the chunk, whose presence says that all of it is there.
         features_sha256 = write_features(features_path(store, number), features, samples)
-    write_chunk(chunk_path(store, number), tensors, records, batch_size, features_sha256)
+    path = chunk_path(store, number)
+    write_chunk(path, tensors, records, batch_size, features_sha256, norms_agree)

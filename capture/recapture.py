@@ -21,6 +21,7 @@ from capture.sink.provenance import local_weights_sha256, make_recipe
 from llava_amber_activations.console.progress import Progress, progress_of
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.formats.columns import ROW_TENSORS, SAMPLE
+from llava_amber_activations.formats.dataset_folder import NORMS_FILE
 from llava_amber_activations.formats.dtypes import torch_dtype
 from llava_amber_activations.store.chunk import Chunk
 from llava_amber_activations.store.layout import (
@@ -29,7 +30,9 @@ from llava_amber_activations.store.layout import (
     recipe_chunks,
     vector_names,
 )
+from llava_amber_activations.store.norms_file import read_store_norms
 from llava_amber_activations.store.samples import read_samples
+from llava_amber_activations.vectors.norms import Norms
 
 # What may differ between the machine that captured and the one that checks.
 _MAY_DIFFER = (
@@ -102,6 +105,7 @@ def recapture(
         raise ActivationsError(
             f"{model} cannot recapture {store}: its recipe differs in {', '.join(differences)}"
         )
+    _check_norms(store, read_store_norms(store, recipe), loaded.norms, model)
     allowed = tolerance(dtype)
     largest = 0.0
     with Taps(loaded.decoder, settings.x_site, torch_dtype(recipe.store_dtype)) as taps:
@@ -163,6 +167,32 @@ def _compare(
             f"norms on average, more than {allowed.rms:.0e}: the store is not of this model"
         )
     return max(largest.values())
+
+
+def _check_norms(store: Path, stored: Norms | None, found: Norms | None, model: str) -> None:
+    """Check that a store's norms, where it has them, are the model's, value by value.
+
+    Raises:
+        ActivationsError: they are others.
+    """
+    if stored is None:
+        return
+    for layer, eps in enumerate(stored.eps):
+        same = found is not None and (
+            (stored.kind, eps) == (found.kind, found.eps[layer])
+            and torch.equal(stored.weight[layer], found.weight[layer])
+            and (stored.bias is None) == (found.bias is None)
+            and (
+                stored.bias is None
+                or found.bias is None
+                or torch.equal(stored.bias[layer], found.bias[layer])
+            )
+        )
+        if not same:
+            raise ActivationsError(
+                f"{NORMS_FILE} of {store} is not of {model}, whose norm before the MLP of layer "
+                f"{layer} is another: the store is not of this model"
+            )
 
 
 def _check_weights(store: Path, recorded: str | None, model: str) -> None:

@@ -25,6 +25,7 @@ from capture.sink.store_lock import captured_into
 from llava_amber_activations.console.progress import Progress
 from llava_amber_activations.console.verbosity import note
 from llava_amber_activations.errors import ActivationsError
+from llava_amber_activations.formats.dataset_folder import NORMS_FILE
 from llava_amber_activations.formats.dtypes import torch_dtype
 from llava_amber_activations.formats.layers import check_n_targets
 from llava_amber_activations.store.chunk import Chunk
@@ -164,7 +165,15 @@ def _capture(
             on_answers=say_answers,
         )
     complete = not missing_chunks(store, recipe)
-    records = finish_store(store, recipe) if complete else None
+    is_stream = settings.x_site == "resid_mid"
+    norms = model.norms if is_stream else None
+    records = finish_store(store, recipe, norms) if complete else None
+    if complete and is_stream and not (store / NORMS_FILE).exists():
+        note(
+            f"{store} has no {NORMS_FILE}, so that mlp_in cannot be computed from it: the norm "
+            f"before the MLPs of {settings.model} is of no kind that is known, or some chunks were "
+            "captured before such norms were looked for"
+        )
     return CaptureResult(len(todo), len(chunks), records)
 
 

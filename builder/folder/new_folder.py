@@ -24,12 +24,15 @@ from llava_amber_activations.formats.dataset_folder import (
     CARD_FILE,
     ENERGY_FIGURE,
     MANIFEST_FILE,
+    NORMS_FILE,
     RMS_FIGURE,
     STATISTICS_FILE,
     FileEntry,
     Manifest,
 )
 from llava_amber_activations.sources.statistics import write_statistics
+from llava_amber_activations.store.norms_file import write_norms
+from llava_amber_activations.vectors.norms import Norms
 
 
 @contextmanager
@@ -63,12 +66,18 @@ def new_folder(dataset: Path) -> Iterator[Path]:
             sync(dataset.parent)
 
 
-def finish_folder(folder: Path, manifest: Manifest, moments: dict[str, VectorMoments]) -> Manifest:
-    """Complete a folder whose Parquet files are there: statistics, figures, card, manifest.
+def finish_folder(
+    folder: Path, manifest: Manifest, moments: dict[str, VectorMoments], norms: Norms | None = None
+) -> Manifest:
+    """Complete a folder whose Parquet files are there: norms, statistics, figures, card, manifest.
 
     Args:
         moments: of the vectors, by their names; none in a folder that holds only features.
+        norms: of the model, where `mlp_in` can be computed from the folder's `x`.
     """
+    if norms is not None:
+        write_norms(folder, norms)
+        manifest = _with_file(folder, manifest, NORMS_FILE)
     if moments:
         recipe = manifest.recipe
         write_statistics(folder, statistics_of(moments, recipe.n_layers, recipe.hidden_size))

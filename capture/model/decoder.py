@@ -116,7 +116,9 @@ def output_tensor(output: Any) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def check_sites(model: nn.Module, decoder: Decoder, input_ids: torch.Tensor) -> None:
+def check_sites(
+    model: nn.Module, decoder: Decoder, input_ids: torch.Tensor
+) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
     """Check on one short text that each layer adds what its `mlp` returns to what enters its norm.
 
     That is what makes `resid_mid` the stream that the MLP block reads, and `mlp_out` what the block
@@ -125,6 +127,9 @@ def check_sites(model: nn.Module, decoder: Decoder, input_ids: torch.Tensor) -> 
     Args:
         model: the model without its head.
         input_ids: int64 [1, T], text tokens only.
+
+    Returns:
+        Of each layer, what its norm was given and what its MLP then received: [1, T, H] each.
 
     Raises:
         ActivationsError: a layer does not do that, is of another width than the config says, or a
@@ -155,6 +160,8 @@ def check_sites(model: nn.Module, decoder: Decoder, input_ids: torch.Tensor) -> 
         for number in range(len(decoder.layers)):
             _check_width(number, decoder, seen)
             _check_layer(number, seen)
+        layers = range(len(decoder.layers))
+        return {number: (seen[number, "resid_mid"], seen[number, "mlp_in"]) for number in layers}
     except KeyError as error:
         raise ActivationsError(f"the site {error} is not reached when the model runs") from None
     finally:

@@ -12,9 +12,11 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from capture.model.decoder import Decoder, check_sites, find_decoder
+from capture.model.norms import find_norms
 from llava_amber_activations.console.progress import Progress
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.formats.dtypes import torch_dtype
+from llava_amber_activations.vectors.norms import Norms
 
 # A tokenizer without a limit says 10³⁰.
 _NO_LIMIT = 10**9
@@ -32,6 +34,7 @@ class CaptureModel:
         image_token_id: id of the tokens that the picture's patches take the place of.
         device: where inputs go.
         revision: commit of the model on the Hub, or None for a folder.
+        norms: the norms that feed the MLPs; None where they are of no kind that is known.
     """
 
     whole: Any
@@ -41,6 +44,7 @@ class CaptureModel:
     image_token_id: int
     device: torch.device
     revision: str | None
+    norms: Norms | None = None
 
     def on_device(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Move a batch to the model's device, and its pixels to the model's dtype."""
@@ -156,9 +160,10 @@ def prepare_model(model: Any, processor: Any, device: torch.device | None) -> Ca
     if body is model:
         raise ActivationsError(f"{kind} does not keep its language-model head apart from its body")
     decoder = find_decoder(body)
-    check_sites(body, decoder, _probe_ids(processor, image_token_id).to(device))
+    seen = check_sites(body, decoder, _probe_ids(processor, image_token_id).to(device))
+    norms = find_norms(decoder, seen)
     revision = getattr(model.config, "_commit_hash", None)
-    return CaptureModel(model, body, processor, decoder, image_token_id, device, revision)
+    return CaptureModel(model, body, processor, decoder, image_token_id, device, revision, norms)
 
 
 def _probe_ids(processor: Any, image_token_id: int) -> torch.Tensor:

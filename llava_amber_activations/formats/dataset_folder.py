@@ -6,6 +6,7 @@ DATASET/
   all_layers/train-00000-of-00002.parquet  config all_layers, split train
   clt_features/L0-00000-of-00001.parquet   config clt_features
   statistics.safetensors                   moments of every layer's vectors
+  norms.safetensors                        the norms before the MLPs, where `x` is `resid_mid`
   figures/rms.png, figures/energy.png      what the card shows of them
   manifest.json                            every file's sha256, bytes and rows; the recipe; its own
                                            checksum
@@ -36,6 +37,7 @@ from llava_amber_activations.parsing.typed_json import read_object
 CARD_FILE = "README.md"
 MANIFEST_FILE = "manifest.json"
 STATISTICS_FILE = "statistics.safetensors"
+NORMS_FILE = "norms.safetensors"
 RMS_FIGURE = "figures/rms.png"
 ENERGY_FIGURE = "figures/energy.png"
 DEFAULT_CONFIG = "default"

@@ -2,8 +2,8 @@
 
 A chunk covers a fixed range of samples and appears whole or not at all. Its safetensors header
 carries, under the metadata key `chunk`, the records of its samples, the batch size that it was
-captured with, the checksum of its features, and what `tensor_file` says: the SHA-256 of each
-tensor, and one over all of this.
+captured with, the checksum of its features, whether the norms gave the MLPs what they received
+(`norms_file`), and what `tensor_file` says: the SHA-256 of each tensor, and one over all of this.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ def write_chunk(
     records: Sequence[SampleRecord],
     batch_size: int | None = None,
     features_sha256: str | None = None,
+    norms_agree: bool | None = None,
 ) -> None:
     """Write one chunk, whole or not at all; equal contents give equal bytes.
 
@@ -48,11 +49,15 @@ def write_chunk(
         records: of the chunk's samples, in order.
         batch_size: most samples of a forward pass, where the chunk was captured.
         features_sha256: what `write_features` returned, where the chunk has features.
+        norms_agree: whether what the norms gave was what the MLPs received, where it was looked at.
     """
     header: dict[str, Any] = {"samples": [dataclasses.asdict(record) for record in records]}
-    for name, value in (("batch_size", batch_size), ("features_sha256", features_sha256)):
-        if value is not None:
-            header[name] = value
+    optional = {
+        "batch_size": batch_size,
+        "features_sha256": features_sha256,
+        "norms_agree": norms_agree,
+    }
+    header |= {name: value for name, value in optional.items() if value is not None}
     write_tensors(path, tensors, _METADATA_KEY, header)
 
 
@@ -63,6 +68,7 @@ class _ChunkHeader:
     samples: tuple[SampleRecord, ...]
     batch_size: int | None = None
     features_sha256: str | None = None
+    norms_agree: bool | None = None
 
     def __post_init__(self) -> None:
         check_number("batch_size", self.batch_size, 1, INT32_MAX)
@@ -76,6 +82,8 @@ class Chunk:
         names: of its tensors.
         records: of its samples, in order.
         features_sha256: of the file of its features; None where it has none, and in format 1.0.
+        norms_agree: whether what the norms gave was what the MLPs received, in rows of its first
+            pass; None where that was not looked at.
         identity: one checksum of all that it holds.
 
     Raises:
@@ -96,6 +104,7 @@ class Chunk:
         self.records = list(header.samples)
         self.batch_size = header.batch_size
         self.features_sha256 = header.features_sha256
+        self.norms_agree = header.norms_agree
         self.names = self._file.names
         self.is_sealed = self._file.is_sealed
         self.identity = self._file.identity

@@ -8,13 +8,15 @@
       features/features-00000.safetensors of a chunk, where there are transcoders (`features_file`)
       samples.jsonl                       one line a sample; written when the last chunk is there
       responses.json                      AMBER's evaluation form, where responses were generated
-      SHA256SUMS                          of the three files above that are JSON; written last
+      norms.safetensors                   the norms before the MLPs (`norms_file`), where `x` is
+                                          `resid_mid` and they are of a known kind
+      SHA256SUMS                          of capture.json and the three files above; written last
 
 A chunk covers a fixed range of samples and appears whole or not at all. Its safetensors header
 carries, under the metadata key `chunk`, the records of its samples, the batch size that it was
-captured with, the checksum of its features, and what `tensor_file` says: the SHA-256 of each
-tensor, and one over all of this. A store without SHA256SUMS is unfinished, unless it is of format
-1.0, which had none.
+captured with, the checksum of its features, whether the norms gave the MLPs what they received, and
+what `tensor_file` says: the SHA-256 of each tensor, and one over all of this. A store without
+SHA256SUMS is unfinished, unless it is of format 1.0, which had none.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`SHA256SUMS` of a capture store: checksums of its JSON files, as `sha256sum` writes them.
+"""`SHA256SUMS` of a capture store: checksums of its small files, as `sha256sum` writes them.
 
 `sha256sum --check SHA256SUMS`, run in the store, checks them without this project. Chunks and
 features are not in it: each carries its own checksums, and nothing large is read twice.
@@ -13,6 +13,7 @@ from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files.checksums import sha256_of
 from llava_amber_activations.files.read_errors import read_errors
 from llava_amber_activations.files.whole import write_text
+from llava_amber_activations.formats.dataset_folder import NORMS_FILE
 
 RECIPE_FILE = "capture.json"
 SAMPLES_FILE = "samples.jsonl"
@@ -30,8 +31,8 @@ def sums_text(store: Path) -> str:
 
 
 def _names(store: Path) -> list[str]:
-    names = [RECIPE_FILE, SAMPLES_FILE, RESPONSES_FILE]
-    return [name for name in names if name != RESPONSES_FILE or (store / name).exists()]
+    optional = [name for name in (RESPONSES_FILE, NORMS_FILE) if (store / name).exists()]
+    return [RECIPE_FILE, SAMPLES_FILE, *optional]
 
 
 def write_sums(store: Path) -> None:
@@ -40,7 +41,7 @@ def write_sums(store: Path) -> None:
 
 
 def check_sums(store: Path) -> None:
-    """Check a store's JSON files by SHA256SUMS, where it is there.
+    """Check a store's small files by SHA256SUMS, where it is there.
 
     Raises:
         ActivationsError: one is missing or is not as it was written, or SHA256SUMS is not.

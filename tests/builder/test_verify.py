@@ -70,8 +70,8 @@ def test_what_is_right_passes(all_dataset, last_dataset, last_store, all_store):
     for path in (all_dataset, last_dataset):
         assert "default equals all_layers" in verify(path).checks
     assert verify(last_store).n_rows == 8
-    # Three chunks, the recipe and the samples.
-    assert verify(all_store).n_files == 5
+    # Three chunks, the recipe, the samples and the norms.
+    assert verify(all_store).n_files == 6
 
 
 def test_flipped_byte(folder, cli):

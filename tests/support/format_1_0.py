@@ -28,6 +28,7 @@ def _recipe(value):
 def make_store_1_0(store):
     """Turn a finished store into what format 1.0 would have written."""
     (store / "SHA256SUMS").unlink()
+    (store / "norms.safetensors").unlink(missing_ok=True)
     _write(store / "capture.json", _recipe(json.loads((store / "capture.json").read_text())))
     for path in (store / "chunks").iterdir():
         with safe_open(path, framework="pt") as file:
@@ -49,5 +50,7 @@ def make_manifest_1_0(folder):
     value = json.loads((folder / "manifest.json").read_text())
     value = {key: value[key] for key in _MANIFEST_KEYS} | {"format_version": "1.0"}
     value["recipe"] = _recipe(value["recipe"])
+    if value["files"].pop("norms.safetensors", None) is not None:
+        (folder / "norms.safetensors").unlink()
     _write(folder / "manifest.json", value)
     return folder

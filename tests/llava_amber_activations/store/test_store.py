@@ -60,7 +60,7 @@ def test_names_of_chunks(last_store):
     """The contract's names, in a store that was captured; no other file is left there."""
     names = sorted(path.relative_to(last_store).as_posix() for path in last_store.rglob("*.*"))
     chunks = [f"chunks/chunk-0000{number}.safetensors" for number in range(3)]
-    assert names == ["capture.json", *chunks, "samples.jsonl"]
+    assert names == ["capture.json", *chunks, "norms.safetensors", "samples.jsonl"]
     assert chunk_path(last_store, 2) == last_store / chunks[2]
 
 
