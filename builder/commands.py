@@ -14,6 +14,7 @@ from llava_amber_activations.cli.command_line import AsJson
 from llava_amber_activations.console.interruption import interruptible
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.extras import need_extras
+from llava_amber_activations.formats.recipe import X_SITES, XSite
 
 MaxShardSize = Annotated[str, typer.Option(help="Most bytes of a Parquet file, uncompressed.")]
 NumProc = Annotated[
@@ -104,6 +105,16 @@ def export(
     pad_targets: Annotated[
         bool, typer.Option(help="Append zero tensors up to --n-targets.")
     ] = False,
+    x_site: Annotated[
+        XSite | None,
+        typer.Option(
+            help="Where x is read: as captured; or, of a resid_mid capture, mlp_in, computed by "
+            "the model's norms.",
+            show_default="as captured",
+            # As they are written down, where the names of options have hyphens.
+            metavar=f"<{'|'.join(X_SITES)}>",
+        ),
+    ] = None,
     dtype: Annotated[
         Literal["float16", "bfloat16", "float32"] | None,
         typer.Option(help="For a trainer: of the vectors.", show_default="the data's"),
@@ -138,14 +149,16 @@ def export(
         }
         _refuse(of_pt, f"--format {format_}")
         asked = HandoverAsked(
-            format_, layers, None, dtype, seed or 0, chunk_rows, skip_first=skip_first
+            format_, layers, x_site, dtype, seed or 0, chunk_rows, skip_first=skip_first
         )
         _hand_over(source, out, asked, revision)
         return
     _refuse(of_trainer, f"--format {format_}")
     from builder.asked.dataset_to_read import check_export
 
-    check_export(*(source, out, format_, layers, n_targets, first_target, pad_targets), revision)
+    check_export(
+        *(source, out, format_, layers, n_targets, first_target, pad_targets, revision), x_site
+    )
     from builder.export import export as export_files
 
     with interruptible(
@@ -160,6 +173,7 @@ def export(
             first_target=first_target,
             batch_size=batch_size,
             pad_targets=pad_targets,
+            x_site=x_site,
             revision=revision,
         )
     typer.echo(f"{out}: {result.n_files} files of {result.contents}, {result.n_written} new")

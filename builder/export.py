@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Literal
@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from builder.asked.dataset_to_read import available_layers, check_targets
+from builder.asked.dataset_to_read import available_layers, check_site, check_targets
 from builder.pt.dataset_samples import feature_samples, x_samples
 from builder.pt.export_note import ExportNote, adopt, check_free, vectors_sha256
 from builder.pt.layers_layout import batch_files, write_batch
@@ -26,10 +26,13 @@ from llava_amber_activations.formats.arrow_vectors import Vectors
 from llava_amber_activations.formats.columns import SAMPLE
 from llava_amber_activations.formats.dataset_folder import CLT_FEATURES
 from llava_amber_activations.formats.layers import LayerWindow, parse_layers, split_name
+from llava_amber_activations.formats.recipe import XSite
 from llava_amber_activations.parsing.safe_pt import is_whole_pt
 from llava_amber_activations.reading.layer_rows import check_wanted, layer_ranges, split_tables
 from llava_amber_activations.reading.wanted_layer import WantedLayer, layer_shards
+from llava_amber_activations.sources.sites import site_norms
 from llava_amber_activations.sources.source import Source, open_source
+from llava_amber_activations.vectors.norms import Norms
 from llava_amber_activations.vectors.recycled import RecycledMemory
 
 Layout = Literal["layers", "samples"]
@@ -56,6 +59,7 @@ def export(
     first_target: int = 1,
     batch_size: int = DEFAULT_BATCH_SIZE,
     pad_targets: bool = False,
+    x_site: XSite | None = None,
     revision: str | None = None,
 ) -> ExportResult:
     """Export a dataset to `.pt` files; run again after an interruption, it writes what is missing.
@@ -73,22 +77,31 @@ def export(
         first_target: 1 starts the targets at L+1, 0 at L itself.
         batch_size: most samples of a batch file.
         pad_targets: append zero tensors up to `n_targets`, as the first capture script did.
+        x_site: where `x` is read, as the dataset was captured if None. `mlp_in` is computed from
+            `resid_mid` where the dataset holds the model's norms.
 
     Raises:
         ActivationsError: the source or `out` cannot be used for this, or another process exports
             into `out`.
     """
     opened = open_source(source, revision)
+    recipe = opened.manifest.recipe
     most = opened.manifest.n_targets if n_targets is None else n_targets
-    window = LayerWindow(opened.manifest.recipe.n_layers, most, first_target)
+    window = LayerWindow(recipe.n_layers, most, first_target)
     available = available_layers(opened, layout, window)
     chosen = available if layers is None else parse_layers(layers, available)
     if batch_size < 1:
         raise ActivationsError(f"batch_size must be at least 1, got {batch_size}")
-    check_targets(layout, n_targets, pad_targets, opened.manifest.recipe.n_layers)
+    check_targets(layout, n_targets, pad_targets, recipe.n_layers)
+    check_site(opened, layout, x_site)
+    norms = site_norms(opened, x_site)
+    wanted_layers = [
+        WantedLayer(layer, most, first_target, None if norms is None else norms.layer(layer))
+        for layer in chosen
+    ]
     if layout == "layers":
-        for layer in chosen:
-            check_wanted(opened, WantedLayer(layer, most, first_target))
+        for wanted in wanted_layers:
+            check_wanted(opened, wanted)
     note = ExportNote(
         format=layout,
         layers=tuple(chosen),
@@ -96,8 +109,8 @@ def export(
         first_target=first_target,
         batch_size=batch_size,
         pad_targets=pad_targets,
-        recipe=opened.manifest.recipe,
-        data_sha256=vectors_sha256(opened.manifest),
+        recipe=replace(recipe, x_site=x_site or recipe.x_site),
+        data_sha256=vectors_sha256(opened.manifest, with_norms=norms is not None),
     )
     check_free(out)
     with held(export_lock_path(out), f"{out} is being exported into"):
@@ -105,8 +118,7 @@ def export(
         for folder in (out, *(out / split_name(layer) for layer in chosen)):
             sweep(folder)
         if layout == "samples":
-            return _export_samples(opened, out, chosen)
-        wanted_layers = [WantedLayer(layer, most, first_target) for layer in chosen]
+            return _export_samples(opened, out, chosen, norms)
         return _export_layers(opened, out, wanted_layers, batch_size, pad_targets)
 
 
@@ -202,12 +214,14 @@ def _tensor(rows: Vectors) -> torch.Tensor:
     return torch.from_numpy(rows if rows.flags.writeable else rows.copy())
 
 
-def _export_samples(source: Source, out: Path, layers: Sequence[int]) -> ExportResult:
+def _export_samples(
+    source: Source, out: Path, layers: Sequence[int], norms: Norms | None
+) -> ExportResult:
     n_files = n_written = 0
     if CLT_FEATURES in source.manifest.configs:
         samples, contents = feature_samples(source, layers), "transcoder features"
     else:
-        samples, contents = x_samples(source, layers), "x"
+        samples, contents = x_samples(source, layers, norms), "x"
     n_samples = source.manifest.recipe.n_samples
     for sample in progress_of(samples, "export", unit="sample", total=n_samples):
         n_files += 1

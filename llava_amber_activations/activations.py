@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from llava_amber_activations.formats.dataset_folder import ALL_LAYERS, DEFAULT_CONFIG
-from llava_amber_activations.formats.recipe import Recipe
+from llava_amber_activations.formats.recipe import Recipe, XSite
 from llava_amber_activations.sources.source import Source, open_source
 
 if TYPE_CHECKING:
@@ -104,6 +104,7 @@ class Activations:
         n_targets: int | None = None,
         *,
         first_target: int = 1,
+        x_site: XSite | None = None,
         **options: Unpack[BatchOptions],
     ) -> ActivationBatches:
         """Return batches of one layer: `{'x': [B, H], 'targets': [B, n, H], 'sample': [B], …}`.
@@ -113,6 +114,8 @@ class Activations:
             n_targets: how many of the MLP outputs after `x`; as many as the dataset was made with
                 where it is None.
             first_target: 1 starts the targets at L+1 (this project's convention), 0 at L itself.
+            x_site: where `x` is read: the data's own site where it is None. `mlp_in` is computed
+                from `resid_mid` where the dataset holds the model's norms.
             **options: as `activation_batches` takes them.
 
         Raises:
@@ -121,7 +124,7 @@ class Activations:
         from llava_amber_activations.batches.activation_batches import activation_batches
         from llava_amber_activations.streams.layer_stream import layer_of_source
 
-        stream = layer_of_source(self._source, layer, n_targets, first_target)
+        stream = layer_of_source(self._source, layer, n_targets, first_target, x_site)
         return activation_batches(stream, **options)
 
     def hook_batches(
@@ -146,7 +149,8 @@ class Activations:
             names: `transformer_lens` gives `{'blocks.5.hook_resid_mid': [B, H],
                 'blocks.5.hook_mlp_out': [B, H], …}`; `layers` gives a pair of dictionaries,
                 `({5: x}, {5: mlp_out})`, with fields `x` and `mlp_out`.
-            x_site: where `x` is read: the data's own site where it is None. Several give a hook for
+            x_site: where `x` is read: the data's own site where it is None; `mlp_in` is computed
+                from `resid_mid` where the dataset holds the model's norms. Several give a hook for
                 each; with none of them (an empty list) there are MLP outputs alone.
             mlp_out: whether MLP outputs are wanted.
             rows: whether a batch says which rows it holds: `sample`, `position`, `kind`, … as
@@ -172,6 +176,7 @@ class Activations:
         n_targets: int | None = None,
         *,
         first_target: int = 1,
+        x_site: XSite | None = None,
         streaming: bool = False,
         cache_dir: str | Path | None = None,
     ) -> datasets.Dataset | datasets.IterableDataset:
@@ -187,6 +192,7 @@ class Activations:
             layer,
             n_targets,
             first_target=first_target,
+            x_site=x_site,
             streaming=streaming,
             cache_dir=cache_dir,
         )

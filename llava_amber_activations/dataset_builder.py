@@ -22,6 +22,7 @@ from llava_amber_activations.reading.read_ahead import RowGroup, Shards, read_in
 from llava_amber_activations.reading.wanted_layer import WantedLayer
 from llava_amber_activations.sources.footers import NOTHING_EXPECTED, Expected
 from llava_amber_activations.sources.shard_file import ShardFile
+from llava_amber_activations.vectors.norms import Norm
 
 
 @dataclass
@@ -70,10 +71,11 @@ class LlavaAmberActivations(datasets.ArrowBasedBuilder):
     # Rows are up to 1 MiB: the default of 1000 would hold, and lay in one Arrow chunk, a gigabyte.
     DEFAULT_WRITER_BATCH_SIZE = 64
 
-    # What a manifest says of the shards, and their checksums by their addresses. No part of the
-    # configuration, which names the cache.
+    # What a manifest says of the shards, their checksums by their addresses, and the norms of the
+    # layers whose `x` is computed. No part of the configuration, which names the cache.
     expected: Expected = NOTHING_EXPECTED
     checksums: Mapping[str, str] = MappingProxyType({})
+    norms: Mapping[int, Norm] = MappingProxyType({})
 
     def _info(self) -> datasets.DatasetInfo:
         # The width and the dtype stand in the shards: `_split_generators` fills the features in.
@@ -100,7 +102,9 @@ class LlavaAmberActivations(datasets.ArrowBasedBuilder):
                 gen_kwargs={
                     "files": files,
                     "row_groups_list": [None] * len(files),
-                    "wanted": WantedLayer(layer, config.n_targets, config.first_target),
+                    "wanted": WantedLayer(
+                        layer, config.n_targets, config.first_target, self.norms.get(layer)
+                    ),
                 },
             )
             for layer in layers

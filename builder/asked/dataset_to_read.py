@@ -17,6 +17,7 @@ from llava_amber_activations.formats.dataset_folder import (
 )
 from llava_amber_activations.formats.layers import LayerWindow, check_n_targets, parse_layers
 from llava_amber_activations.reading.wanted_hooks import hook_shards
+from llava_amber_activations.sources.sites import is_computed
 from llava_amber_activations.sources.source import Source, open_source
 from llava_amber_activations.store.layout import is_store
 from llava_amber_activations.store.samples import read_samples
@@ -52,6 +53,7 @@ def check_export(
     first_target: int,
     pad_targets: bool,
     revision: str | None,
+    x_site: str | None = None,
 ) -> None:
     """Check what can be checked of an export before its tools are loaded.
 
@@ -63,6 +65,7 @@ def check_export(
     manifest = opened.manifest
     recipe = manifest.recipe
     check_targets(layout, n_targets, pad_targets, recipe.n_layers)
+    check_site(opened, layout, x_site)
     if n_targets is not None:
         check_n_targets(n_targets, recipe.n_layers, first_target)
     window = LayerWindow(recipe.n_layers, n_targets or manifest.n_targets, first_target)
@@ -133,3 +136,17 @@ def check_targets(layout: str, n_targets: int | None, pad: bool, n_layers: int) 
             f"padding up to n_targets={n_targets}, where the model has {n_layers} layers, would "
             "write nothing but zeros: give as many as there are layers at most"
         )
+
+
+def check_site(source: Source, layout: str, x_site: str | None) -> None:
+    """Check that `x` can be had at a site, and is what the layout holds where one is asked for.
+
+    Raises:
+        ActivationsError: it cannot, or is not.
+    """
+    if x_site is not None and layout == SAMPLES and CLT_FEATURES in source.manifest.configs:
+        raise ActivationsError(
+            f"{source.name} has transcoder features, which sample files hold in the place of x: "
+            "leave x_site out"
+        )
+    is_computed(source, x_site)

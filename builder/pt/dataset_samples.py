@@ -8,6 +8,7 @@ from itertools import pairwise, zip_longest
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.formats.arrow_vectors import Vectors, arrow_to_vectors
@@ -21,6 +22,7 @@ from llava_amber_activations.formats.layers import split_name, x_name
 from llava_amber_activations.reading.layer_rows import layer_tables, split_tables
 from llava_amber_activations.reading.wanted_layer import WantedLayer
 from llava_amber_activations.sources.source import Source
+from llava_amber_activations.vectors.norms import Norms, apply_norm
 
 
 @dataclass(frozen=True)
@@ -39,16 +41,39 @@ class Sample:
         return len(self.vectors[0])
 
 
-def x_samples(source: Source, layers: Sequence[int]) -> Iterator[Sample]:
-    """Yield each sample with the `x` of each of `layers`."""
+def x_samples(
+    source: Source, layers: Sequence[int], norms: Norms | None = None
+) -> Iterator[Sample]:
+    """Yield each sample with the `x` of each of `layers`.
+
+    Args:
+        norms: by which `x` is computed from the source's; None where it is theirs.
+
+    Raises:
+        ActivationsError: their dtype cannot hold a value of it.
+    """
     shards = source.manifest.shards(ALL_LAYERS, ALL_LAYERS_SPLIT)
     if shards:
         names = [x_name(layer) for layer in layers]
-        return _gathered(_blocks(split_tables(source, shards, [SAMPLE, *names]), names))
+        samples = _gathered(_blocks(split_tables(source, shards, [SAMPLE, *names]), names))
+        return samples if norms is None else _normed(samples, layers, norms)
+    wanted = [
+        WantedLayer(layer, 1, norm=None if norms is None else norms.layer(layer))
+        for layer in layers
+    ]
     return _side_by_side(
-        [_gathered(_blocks(layer_tables(source, WantedLayer(layer, 1)), [X])) for layer in layers],
-        source,
+        [_gathered(_blocks(layer_tables(source, each), [X])) for each in wanted], source
     )
+
+
+def _normed(samples: Iterator[Sample], layers: Sequence[int], norms: Norms) -> Iterator[Sample]:
+    for sample in samples:
+        vectors = zip(layers, sample.vectors, strict=True)
+        # Copies: what Arrow holds is not to be written to.
+        found = [
+            apply_norm(torch.from_numpy(np.array(x)), norms.layer(layer)) for layer, x in vectors
+        ]
+        yield Sample(sample.number, [each.numpy() for each in found])
 
 
 def feature_samples(source: Source, layers: Sequence[int]) -> Iterator[Sample]:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files.leftovers import is_empty_or_missing
 from llava_amber_activations.files.whole import write_json
-from llava_amber_activations.formats.dataset_folder import Manifest
+from llava_amber_activations.formats.dataset_folder import NORMS_FILE, Manifest
 from llava_amber_activations.formats.recipe import Recipe
 from llava_amber_activations.formats.version import FORMAT_VERSION, check_format_version, has_seals
 from llava_amber_activations.parsing.checked_values import INT64_MAX, check_number, check_sha256
@@ -33,7 +33,8 @@ class ExportNote:
         format: `layers` or `samples`.
         layers: that are exported.
         n_targets, first_target, batch_size, pad_targets: as `export` takes them.
-        recipe: of the dataset.
+        recipe: of the dataset, but `x_site`: where in a layer the files' `x` was read, or computed
+            for.
         data_sha256: of the dataset's vectors, as `vectors_sha256` gives it; None in a folder of
             release 1.0.
     """
@@ -74,11 +75,15 @@ class ExportNote:
         return read_object(cls, value, where, "a note of export")
 
 
-def vectors_sha256(manifest: Manifest) -> str:
-    """Return one checksum of a dataset's Parquet files, by their own; the card is left out."""
+def vectors_sha256(manifest: Manifest, *, with_norms: bool = False) -> str:
+    """Return one checksum of a dataset's Parquet files, by their own; the card is left out.
+
+    Args:
+        with_norms: of its norms too, by which `x` is computed.
+    """
     digest = hashlib.sha256()
     for path, entry in sorted(manifest.files.items()):
-        if entry.rows is not None:
+        if entry.rows is not None or (with_norms and path == NORMS_FILE):
             digest.update(f"{path} {entry.sha256}\n".encode())
     return digest.hexdigest()
 
@@ -117,6 +122,12 @@ def adopt(out: Path, note: ExportNote) -> None:
         return
     fields = [field.name for field in dataclasses.fields(note)]
     different = [name for name in fields if getattr(begun, name) != getattr(note, name)]
+    if begun.recipe.x_site != note.recipe.x_site:
+        # Its files are others, whatever the rest of the recipe is.
+        raise ActivationsError(
+            f"{out} holds an export of x at {begun.recipe.x_site}, not {note.recipe.x_site}: give "
+            "a new folder"
+        )
     if different == ["data_sha256"]:
         raise ActivationsError(
             f"{out} holds an export of another state of this dataset, whose vectors have changed "

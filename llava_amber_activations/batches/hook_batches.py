@@ -12,6 +12,7 @@ import torch
 from llava_amber_activations.batches.activation_batches import (
     ActivationBatches,
     activation_batches,
+    dtype_of,
 )
 from llava_amber_activations.batches.options import BatchOptions
 from llava_amber_activations.errors import ActivationsError
@@ -19,6 +20,7 @@ from llava_amber_activations.reading.wanted_hooks import WantedHooks
 from llava_amber_activations.sources.source import Source, open_source
 from llava_amber_activations.streams.hook_stream import hooks_of_source
 from llava_amber_activations.vectors.batch import Batch, one_batch_at_a_time
+from llava_amber_activations.vectors.norms import apply_norm
 
 HookNames = Literal["transformer_lens", "layers"]
 
@@ -113,7 +115,13 @@ def batches_of_hooks(source: Source, asked: HooksAsked, options: BatchOptions) -
     from llava_amber_activations.prepared import load_all_layers
 
     dataset = load_all_layers(source, wanted.columns, asked.cache_dir)
-    return activation_batches(dataset, **options).given_as(_Renamed(wanted, asked.rows, pairs))
+    dtype = None
+    if any(vector.norm is not None for vector in wanted.vectors):
+        # What is computed is computed of the rows as they are kept.
+        dtype = dtype_of(options.get("dtype"))
+        options = {**options, "dtype": None}
+    renamed = _Renamed(wanted, asked.rows, pairs, dtype)
+    return activation_batches(dataset, **options).given_as(renamed)
 
 
 @dataclass(frozen=True)
@@ -132,15 +140,28 @@ class _Pairs:
 
 @dataclass(frozen=True)
 class _Renamed:
-    """Makes hooks of the columns of a prepared dataset."""
+    """Makes hooks of the columns of a prepared dataset.
+
+    Attributes:
+        dtype: of the vectors, where they are not of it yet.
+    """
 
     wanted: WantedHooks
     leading: bool
     pairs: _Pairs | None
+    dtype: torch.dtype | None = None
 
     def __call__(self, batch: Batch) -> Any:
         columns = set(self.wanted.columns)
         rows = {name: batch[name] for name in batch if self.leading and name not in columns}
         hooks = {vector.name: batch[vector.column] for vector in self.wanted.vectors}
+        homes = self.wanted.homes
+        for number, vector in enumerate(self.wanted.vectors):
+            if vector.norm is not None:
+                x = batch[vector.column]
+                out = x if homes[vector.column] == number else torch.empty_like(x)
+                hooks[vector.name] = apply_norm(x, vector.norm.to(x.device), out=out)
+        if self.dtype is not None:
+            hooks = {name: vectors.to(self.dtype) for name, vectors in hooks.items()}
         named = Batch({**rows, **hooks})
         return named if self.pairs is None else self.pairs(named)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from llava_amber_activations.formats.arrow_vectors import arrow_to_vectors, float_name, width_of
 from llava_amber_activations.formats.columns import NUMBERED
@@ -11,6 +12,7 @@ from llava_amber_activations.reading.vector_pages import read_vectors
 from llava_amber_activations.reading.wanted_hooks import WantedHooks, check_hook_columns
 from llava_amber_activations.sources.shard_file import ShardFile
 from llava_amber_activations.vectors.held_rows import HeldRows, rows_of_block, rows_of_table
+from llava_amber_activations.vectors.norms import apply_norm
 from llava_amber_activations.vectors.recycled import RecycledMemory
 
 
@@ -23,20 +25,25 @@ def read_hook_rows(
         leading: read what says which rows they are, too.
 
     Raises:
-        ActivationsError: the shard does not hold a vector that is wanted.
+        ActivationsError: the shard does not hold a vector that is wanted, or its dtype cannot hold
+            one that is computed.
     """
     schema = shard.schema
     check_hook_columns(schema, wanted, shard.url)
     columns, vectors = wanted.columns, wanted.vectors
     n_rows, width = shard.parquet.metadata.row_group(group).num_rows, width_of(schema)
     block = memory.empty((n_rows, len(vectors), width), np.dtype(float_name(schema)))
-    # A column is decoded to where the first of its vectors lies.
-    first = {vector.column: n for n, vector in reversed(list(enumerate(vectors)))}
-    out = [block[:, first[column]] for column in columns]
+    # A column is decoded to where one of its vectors lies, and there others find it.
+    homes = wanted.homes
+    out = [block[:, homes[column]] for column in columns]
     if read_vectors(shard, group, columns, out=out) is None:
         table = read_columns(shard, group, columns, use_threads=True)
         for name, into in zip(columns, out, strict=True):
             into[...] = arrow_to_vectors(table[name])
+    tensor = torch.from_numpy(block)
+    for number, vector in enumerate(vectors):
+        if vector.norm is not None:
+            apply_norm(tensor[:, homes[vector.column]], vector.norm, out=tensor[:, number])
     names = NUMBERED if leading else NUMBERED[:0]
     integers = rows_of_table(read_columns(shard, group, names)).integers if leading else {}
     return rows_of_block(integers, block, {vector.name: (width,) for vector in vectors})

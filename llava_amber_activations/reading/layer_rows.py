@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.formats.arrow_vectors import (
@@ -25,6 +26,7 @@ from llava_amber_activations.reading.wanted_layer import WantedLayer, check_colu
 from llava_amber_activations.sources.shard_file import ShardFile
 from llava_amber_activations.sources.source import Source, expected_of, expected_rows
 from llava_amber_activations.vectors.held_rows import HeldRows, rows_of_block, rows_of_table
+from llava_amber_activations.vectors.norms import apply_norm
 from llava_amber_activations.vectors.recycled import RecycledMemory
 
 
@@ -108,6 +110,7 @@ def _read_vectors(
     names = check_columns(shard.schema, wanted, shard.url)
     found = read_vectors(shard, group, names, memory=memory) if names else None
     if found is not None:
+        _at_site(found[names[0]], wanted)
         return [found[name] for name in names]
     table = read_layer(shard, group, wanted)
     targets = arrow_to_targets(table[TARGETS])
@@ -151,6 +154,7 @@ def read_layer(shard: ShardFile, group: int, wanted: WantedLayer) -> pa.Table:
         table = read_columns(shard, group, names, use_threads=True)
         for name, into in zip(names, out, strict=True):
             into[...] = arrow_to_vectors(table[name])
+    _at_site(x, wanted)
     columns = [*(leading[name] for name in LEADING), vectors_to_arrow(x), targets_to_arrow(targets)]
     return pa.Table.from_arrays(columns, schema=layer_schema(schema, shard.url))
 
@@ -172,8 +176,20 @@ def read_layer_rows(
     out = [block[:, number] for number in range(len(names))]
     if read_vectors(shard, group, names, out=out) is None:
         return rows_of_table(read_layer(shard, group, wanted))
+    _at_site(out[0], wanted)
     integers = rows_of_table(read_columns(shard, group, NUMBERED)).integers
     return rows_of_block(integers, block, {X: (width,), TARGETS: (len(names) - 1, width)})
+
+
+def _at_site(x: Vectors, wanted: WantedLayer) -> None:
+    """Turn a layer's `x`, [rows, H], as a shard holds it into `x` at the site that is wanted.
+
+    Raises:
+        ActivationsError: its dtype cannot hold a value of it.
+    """
+    if wanted.norm is not None:
+        vectors = torch.from_numpy(x)
+        apply_norm(vectors, wanted.norm, out=vectors)
 
 
 def read_columns(
@@ -199,4 +215,10 @@ def _from_own_split(shard: ShardFile, group: int, wanted: WantedLayer) -> pa.Tab
         table = table.set_column(
             table.schema.get_field_index(TARGETS), table.field(TARGETS), column
         )
+    if wanted.norm is not None:
+        # What Arrow holds is not to be written to.
+        x = arrow_to_vectors(table[X]).copy()
+        _at_site(x, wanted)
+        number = table.schema.get_field_index(X)
+        table = table.set_column(number, table.field(X), vectors_to_arrow(x, table.field(X).type))
     return table

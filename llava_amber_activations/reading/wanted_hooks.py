@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -17,7 +18,11 @@ from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.formats.dataset_folder import ALL_LAYERS, ALL_LAYERS_SPLIT
 from llava_amber_activations.formats.layers import mlp_out_name, x_name
 from llava_amber_activations.reading.wanted_layer import check_types
+from llava_amber_activations.sources.sites import site_norms
 from llava_amber_activations.sources.source import Source
+
+if TYPE_CHECKING:
+    from llava_amber_activations.vectors.norms import Norm
 
 X_HOOKS = {"resid_pre": "hook_resid_pre", "resid_mid": "hook_resid_mid", "mlp_in": "mlp.hook_in"}
 _MLP_OUT_HOOK = "hook_mlp_out"
@@ -31,11 +36,13 @@ class HookVector:
         name: in the batch: a hook's.
         layer: whose it is.
         column: of the shards, that it is read from.
+        norm: by which it is computed from the column; None where it is the column.
     """
 
     name: str
     layer: int
     column: str
+    norm: Norm | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,12 @@ class WantedHooks:
         """The columns that they are read from, each once."""
         return list(dict.fromkeys(vector.column for vector in self.vectors))
 
+    @property
+    def homes(self) -> dict[str, int]:
+        """Which vector each column lies in before others are computed from it: itself, if it is."""
+        order = sorted(range(len(self.vectors)), key=lambda n: self.vectors[n].norm is not None)
+        return {self.vectors[n].column: n for n in reversed(order)}
+
 
 def x_hook(layer: int, x_site: str) -> str:
     """Return TransformerLens' name of a layer's `x` at a site."""
@@ -83,11 +96,15 @@ def wanted_hooks(
 
     Args:
         schema: of the source's shards.
+        x_sites: the source's own, or such as can be computed of it; in an import that does not say
+            its own, whatever it is to be called.
 
     Raises:
-        ActivationsError: a layer is none of the model's, or the shards do not hold its vectors.
+        ActivationsError: a layer is none of the model's, or the shards do not hold its vectors, or
+            `x` cannot be had at a site.
     """
-    n_layers = source.manifest.recipe.n_layers
+    n_layers, own_site = source.manifest.recipe.n_layers, source.manifest.recipe.x_site
+    norms = {site: site_norms(source, site) if own_site else None for site in x_sites}
     if layers is None:
         # An import may lack the first MLP output, and the last x.
         present = set(schema.names)
@@ -105,8 +122,13 @@ def wanted_hooks(
         raise ActivationsError(f"layers are asked for twice: {wanted}")
     found = WantedHooks(
         x=tuple(
-            HookVector(x_hook(layer, site), layer, x_name(layer))
-            for site in x_sites
+            HookVector(
+                x_hook(layer, site),
+                layer,
+                x_name(layer),
+                norm=None if at_site is None else at_site.layer(layer),
+            )
+            for site, at_site in norms.items()
             for layer in wanted
         ),
         mlp_out=tuple(

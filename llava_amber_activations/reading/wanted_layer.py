@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -16,7 +17,11 @@ from llava_amber_activations.formats.dataset_folder import (
 )
 from llava_amber_activations.formats.layers import LayerWindow, mlp_out_name, split_name, x_name
 from llava_amber_activations.formats.schema import layers_of
+from llava_amber_activations.sources.sites import site_norm
 from llava_amber_activations.sources.source import Source
+
+if TYPE_CHECKING:
+    from llava_amber_activations.vectors.norms import Norm
 
 
 @dataclass(frozen=True)
@@ -27,11 +32,13 @@ class WantedLayer:
         layer: whose `x` is read.
         n_targets: the most targets wanted.
         first_target: distance from the layer to its first target, 0 or 1.
+        norm: by which `x` is computed from the shards' as it is read; None where it is theirs.
     """
 
     layer: int
     n_targets: int
     first_target: int = 1
+    norm: Norm | None = None
 
     def targets(self, n_layers: int) -> range:
         """Return the layers whose MLP outputs are wanted, of a model with `n_layers`."""
@@ -39,18 +46,24 @@ class WantedLayer:
 
 
 def wanted_layer(
-    source: Source, layer: int, n_targets: int | None = None, first_target: int = 1
+    source: Source,
+    layer: int,
+    n_targets: int | None = None,
+    first_target: int = 1,
+    x_site: str | None = None,
 ) -> WantedLayer:
     """Return a layer with its targets, as many as the source was made with where it is None.
 
+    Args:
+        x_site: where `x` is read, as the source was captured where it is None.
+
     Raises:
-        ActivationsError: the layer has no targets.
+        ActivationsError: the layer has no targets, or `x` cannot be had at `x_site`.
     """
     manifest = source.manifest
     most = manifest.n_targets if n_targets is None else n_targets
-    wanted = WantedLayer(layer, most, first_target)
-    wanted.targets(manifest.recipe.n_layers)
-    return wanted
+    WantedLayer(layer, most, first_target).targets(manifest.recipe.n_layers)
+    return WantedLayer(layer, most, first_target, site_norm(source, layer, x_site))
 
 
 def layer_shards(source: Source, wanted: WantedLayer) -> list[str]:

@@ -96,7 +96,7 @@ def _sites(opened: Source, x_sites: str | Sequence[str] | None) -> list[str]:
     """Return the sites of `x`: the data's own where none is named.
 
     Raises:
-        ActivationsError: there is no such site, or the data does not hold it.
+        ActivationsError: there is no such site, or the data does not say its own.
     """
     own = opened.manifest.recipe.x_site
     if x_sites is None:
@@ -110,6 +110,4 @@ def _sites(opened: Source, x_sites: str | Sequence[str] | None) -> list[str]:
     for site in sites:
         if site not in X_HOOKS:
             raise ActivationsError(f"x_site must be one of {', '.join(X_HOOKS)}, got {site!r}")
-        if own not in (None, site):
-            raise ActivationsError(f"{opened.name} holds x of {own}: {site} cannot be had")
     return sites

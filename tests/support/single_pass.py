@@ -13,7 +13,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 @dataclass
 class SinglePass:
-    """Every position of one sample: ids [T]; each site by layer, [T, H] float32."""
+    """Every position of one sample: ids [T]; each site by layer, [T, H] of the model's dtype."""
 
     input_ids: torch.Tensor
     resid_pre: dict[int, torch.Tensor]
@@ -23,10 +23,10 @@ class SinglePass:
 
 
 class Reference:
-    """A LLaVA loaded in float32, run on one sample at a time."""
+    """A LLaVA run on one sample at a time."""
 
-    def __init__(self, folder: Path) -> None:
-        self.model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    def __init__(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+        self.model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype)
         self.model.eval()
         self.processor = AutoProcessor.from_pretrained(folder)
 
@@ -35,6 +35,7 @@ class Reference:
         prompt = f"USER: <image>\n{query} ASSISTANT:"
         with Image.open(picture) as image:
             inputs = self.processor(images=image.convert("RGB"), text=prompt, return_tensors="pt")
+        inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
         found = SinglePass(inputs["input_ids"][0], {}, {}, {}, {})
         handles = []
         for number, layer in enumerate(self.model.model.language_model.layers):
