@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -145,12 +145,16 @@ class BatchForm:
         dtype: of its vectors; as they are stored where it is None.
         device: where they go; nowhere else where it is None.
         pin_memory: whether what stays on the CPU is in pinned memory.
+        made_by: what a gathered batch becomes before it goes anywhere; itself where it is None.
+        about: what `made_by` makes of the rows: what a saved state must have in common.
         given_as: what the caller gets of the dictionary; itself where it is None.
     """
 
     dtype: torch.dtype | None = None
     device: torch.device | None = None
     pin_memory: bool = False
+    made_by: Callable[[Batch], Batch] | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
     given_as: Callable[[Batch], Any] | None = None
 
 
@@ -235,8 +239,21 @@ class ActivationBatches(IterableDataset[Any]):
 
     def given_as(self, form: Callable[[Batch], Any]) -> ActivationBatches:
         """Return the same batches in another form, which can be sent to worker processes."""
-        given = replace(self._form, given_as=form)
-        return ActivationBatches(self._rows, self._order, self._n_epochs, self._ranks, given)
+        return self._formed(replace(self._form, given_as=form))
+
+    def made_by(
+        self, make: Callable[[Batch], Batch], about: Mapping[str, Any]
+    ) -> ActivationBatches:
+        """Return batches that are made of these, on the CPU, before they go to their device.
+
+        Args:
+            make: it can be sent to worker processes.
+            about: what it makes of the rows, as a saved state says it.
+        """
+        return self._formed(replace(self._form, made_by=make, about=dict(about)))
+
+    def _formed(self, form: BatchForm) -> ActivationBatches:
+        return ActivationBatches(self._rows, self._order, self._n_epochs, self._ranks, form)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration, also in worker processes; the next ones follow.
@@ -292,6 +309,9 @@ class ActivationBatches(IterableDataset[Any]):
     def _given(self, part: Part, begin: Position) -> Iterator[Any]:
         form = self._form
         batches = self._epochs_from(part, begin)
+        make = form.made_by
+        if make is not None:
+            batches = ((position, make(batch)) for position, batch in batches)
         for position, batch in on_device(batches, form.device, pin_memory=form.pin_memory):
             self._position = position
             yield batch if form.given_as is None else form.given_as(batch)
@@ -332,6 +352,7 @@ class ActivationBatches(IterableDataset[Any]):
         """Say which batches these are: what a state of them must have in common."""
         return {
             **self._rows.identity(),
+            **self._form.about,
             "shuffle": self._order.shuffle,
             "seed": self._order.seed,
             "batch_size": self._order.batch_size,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Unpack
+from typing import Literal, NamedTuple, Unpack
 
 import torch
 
@@ -108,20 +108,27 @@ def batches_of_hooks(source: Source, asked: HooksAsked, options: BatchOptions) -
     wanted = stream.wanted
     if asked.names == "layers" and len(wanted.x) > len({vector.layer for vector in wanted.x}):
         raise ActivationsError("names='layers' gives one x a layer: ask for one x_site")
-    pairs = _Pairs(wanted) if asked.names == "layers" else None
-    if not asked.prepared:
-        batches = activation_batches(stream, **options)
-        return batches if pairs is None else batches.given_as(pairs)
+    batches = (
+        _prepared_batches(source, wanted, asked, options)
+        if asked.prepared
+        else activation_batches(stream, **options)
+    )
+    return batches.given_as(_Pairs(wanted)) if asked.names == "layers" else batches
+
+
+def _prepared_batches(
+    source: Source, wanted: WantedHooks, asked: HooksAsked, options: BatchOptions
+) -> ActivationBatches:
     from llava_amber_activations.prepared import load_all_layers
 
     dataset = load_all_layers(source, wanted.columns, asked.cache_dir)
     dtype = None
-    if any(vector.norm is not None for vector in wanted.vectors):
+    if wanted.about():
         # What is computed is computed of the rows as they are kept.
         dtype = dtype_of(options.get("dtype"))
         options = {**options, "dtype": None}
-    renamed = _Renamed(wanted, asked.rows, pairs, dtype)
-    return activation_batches(dataset, **options).given_as(renamed)
+    named = _Named(wanted, asked.rows, dtype)
+    return activation_batches(dataset, **options).made_by(named, wanted.about())
 
 
 @dataclass(frozen=True)
@@ -139,7 +146,7 @@ class _Pairs:
 
 
 @dataclass(frozen=True)
-class _Renamed:
+class _Named:
     """Makes hooks of the columns of a prepared dataset.
 
     Attributes:
@@ -148,10 +155,9 @@ class _Renamed:
 
     wanted: WantedHooks
     leading: bool
-    pairs: _Pairs | None
-    dtype: torch.dtype | None = None
+    dtype: torch.dtype | None
 
-    def __call__(self, batch: Batch) -> Any:
+    def __call__(self, batch: Batch) -> Batch:
         columns = set(self.wanted.columns)
         rows = {name: batch[name] for name in batch if self.leading and name not in columns}
         hooks = {vector.name: batch[vector.column] for vector in self.wanted.vectors}
@@ -159,9 +165,8 @@ class _Renamed:
         for number, vector in enumerate(self.wanted.vectors):
             if vector.norm is not None:
                 x = batch[vector.column]
-                out = x if homes[vector.column] == number else torch.empty_like(x)
-                hooks[vector.name] = apply_norm(x, vector.norm.to(x.device), out=out)
+                out = x if homes[vector.column] == number else None
+                hooks[vector.name] = apply_norm(x, vector.norm, out=out)
         if self.dtype is not None:
             hooks = {name: vectors.to(self.dtype) for name, vectors in hooks.items()}
-        named = Batch({**rows, **hooks})
-        return named if self.pairs is None else self.pairs(named)
+        return Batch({**rows, **hooks})

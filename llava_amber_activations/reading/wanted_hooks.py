@@ -18,7 +18,7 @@ from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.formats.dataset_folder import ALL_LAYERS, ALL_LAYERS_SPLIT
 from llava_amber_activations.formats.layers import mlp_out_name, x_name
 from llava_amber_activations.reading.wanted_layer import check_types
-from llava_amber_activations.sources.sites import site_norms
+from llava_amber_activations.sources.sites import MLP_INPUT, STREAM, site_norms
 from llava_amber_activations.sources.source import Source
 
 if TYPE_CHECKING:
@@ -72,6 +72,13 @@ class WantedHooks:
         """Which vector each column lies in before others are computed from it: itself, if it is."""
         order = sorted(range(len(self.vectors)), key=lambda n: self.vectors[n].norm is not None)
         return {self.vectors[n].column: n for n in reversed(order)}
+
+    def about(self) -> dict[str, str]:
+        """Say at which sites `x` is, where it is computed at one, as a saved state says it."""
+        computed = {vector.norm is not None for vector in self.x}
+        if True not in computed:
+            return {}
+        return {"x_site": f"{STREAM}, {MLP_INPUT}" if False in computed else MLP_INPUT}
 
 
 def x_hook(layer: int, x_site: str) -> str:

@@ -46,7 +46,8 @@ class HookStream(ShardStream):
 
     def about(self) -> dict[str, Any]:
         """Say which vectors these are."""
-        return {"hooks": digest_of([vector.name for vector in self.wanted.vectors])}
+        hooks = digest_of([vector.name for vector in self.wanted.vectors])
+        return {"hooks": hooks, **self.wanted.about()}
 
     def window_rows(self, batch_size: int) -> int:
         """Return how many rows are mixed: fewer, the more vectors a row has."""
