@@ -22,6 +22,7 @@ from llava_amber_activations.formats.dataset_folder import (
     CLT_FEATURES,
     DEFAULT_CONFIG,
     ENERGY_FIGURE,
+    NORMS_FILE,
     RMS_FIGURE,
     Manifest,
 )
@@ -104,6 +105,7 @@ def card_text(folder: Path, manifest: Manifest, repo_id: str) -> str:
         sizes=_sizes(manifest),
         rms_figure=RMS_FIGURE,
         energy_figure=ENERGY_FIGURE,
+        norms=NORMS_FILE if NORMS_FILE in manifest.files else None,
     )
     return str(DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{text}"))
 

@@ -19,6 +19,7 @@ from llava_amber_activations.parsing.checked_values import INT64_MAX, check_numb
 from llava_amber_activations.parsing.sealed_json import check_seal, sealed
 from llava_amber_activations.parsing.typed_json import parse_json_object, read_object
 from llava_amber_activations.reading.wanted_hooks import hook_shards, mlp_out_hook, x_hook
+from llava_amber_activations.sources.sites import is_computed
 from llava_amber_activations.sources.source import Source
 
 # Rows of a chunk. Llamascopium reads a chunk of every hook at once; a batch of crosslayer-coding,
@@ -37,7 +38,8 @@ class HandoverNote:
         layers: that are exported, ascending.
         x_site, dtype, seed, chunk_rows, skip_first: as `HandoverAsked`, decided.
         recipe: of the dataset.
-        data_sha256: of the dataset's vectors, as `vectors_sha256` gives it.
+        data_sha256: of the dataset's vectors, as `vectors_sha256` gives it, and of its norms where
+            `x` is computed by them.
     """
 
     format: Handover
@@ -110,6 +112,8 @@ def note_of(source: Source, asked: HandoverAsked) -> HandoverNote:
             f"{source.name} does not say where its x was read (it was imported): say it, with "
             "--x-site"
         )
+    # Of an import that does not say its own site, this is only what it is to be called.
+    has_norms = manifest.recipe.x_site is not None and is_computed(source, x_site)
     rows = DEFAULT_CHUNK_ROWS[asked.format] if asked.chunk_rows is None else asked.chunk_rows
     return HandoverNote(
         format=asked.format,
@@ -120,7 +124,7 @@ def note_of(source: Source, asked: HandoverAsked) -> HandoverNote:
         chunk_rows=rows,
         skip_first=asked.skip_first,
         recipe=manifest.recipe,
-        data_sha256=vectors_sha256(manifest),
+        data_sha256=vectors_sha256(manifest, with_norms=has_norms),
     )
 
 

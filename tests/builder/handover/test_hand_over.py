@@ -1,8 +1,10 @@
 """Hand-over to other trainers: every layout read by what the trainer reads it with."""
 
+import hashlib
 import json
 import re
 import resource
+import shutil
 import subprocess
 import sys
 
@@ -11,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 from datasets import load_from_disk
-from random_store import make_random_store, read_vectors
+from manifests import changed_manifest
+from random_store import N_LAYERS, make_random_store, read_vectors
 from safetensors.torch import load_file
 
 from builder.asked.handover_asked import HANDOVERS, HandoverAsked
@@ -19,6 +22,8 @@ from builder.build import build
 from builder.handover import hand_over as handing
 from builder.handover.hand_over import hand_over
 from llava_amber_activations import ActivationsError
+from llava_amber_activations.store.norms_file import write_norms
+from llava_amber_activations.vectors.norms import Norms
 
 LAYERS = (3, 4, 9)
 ROWS = 200
@@ -238,6 +243,54 @@ def test_other_options_are_refused(dataset, tmp_path, options, says):
         hand_over(dataset, tmp_path / "out", asked("saelens", **options))
     with pytest.raises(ActivationsError, match="holds an export with another format"):
         hand_over(dataset, tmp_path / "out", asked("llamascopium"))
+
+
+@pytest.fixture
+def with_norms(dataset, tmp_path):
+    """A copy of the data set beside norms, drawn; and a function that draws others."""
+    folder = shutil.copytree(dataset, tmp_path / "with-norms")
+
+    def draw(seed):
+        weight = torch.rand(N_LAYERS, 64, generator=torch.Generator().manual_seed(seed)).half()
+        write_norms(folder, Norms("rms", (1e-5,) * N_LAYERS, "float16", weight))
+        content = (folder / "norms.safetensors").read_bytes()
+        with changed_manifest(folder) as manifest:
+            manifest["recipe"]["dtype"] = "float16"
+            entry = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+            manifest["files"]["norms.safetensors"] = entry
+        return weight
+
+    return folder, draw
+
+
+@pytest.mark.parametrize("format_", HANDOVERS)
+def test_the_mlps_input(with_norms, vectors, tmp_path, format_):
+    """Computed by the norms; under its own hook's name where the layout has one."""
+    folder, draw = with_norms
+    weight = draw(0)
+    hand_over(folder, tmp_path / "out", asked(format_, x_site="mlp_in"))
+    hooks, _ = READ[format_](tmp_path / "out")
+    rows = rows_of(tmp_path / "out")
+    name = "hook_resid_mid" if format_ == "crosslayer-coding" else "mlp.hook_in"
+    for layer in LAYERS:
+        x = torch.from_numpy(vectors[f"x_{layer:02d}"]).float()
+        r = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5)
+        expected = (weight[layer] * r.half()).numpy()
+        assert np.array_equal(hooks[f"blocks.{layer}.{name}"], expected[rows])
+
+
+def test_other_norms_are_another_state_of_the_data(with_norms, tmp_path):
+    """Where they decide what is written."""
+    folder, draw = with_norms
+    for site in ("mlp_in", "resid_mid"):
+        draw(0)
+        hand_over(folder, tmp_path / site, asked("saelens", x_site=site))
+        draw(1)
+        if site == "resid_mid":
+            assert hand_over(folder, tmp_path / site, asked("saelens", x_site=site)).n_written == 0
+            continue
+        with pytest.raises(ActivationsError, match="another state of this dataset"):
+            hand_over(folder, tmp_path / site, asked("saelens", x_site=site))
 
 
 def test_another_state_of_the_data_is_refused(dataset, tmp_path):

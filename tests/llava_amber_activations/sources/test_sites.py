@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from format_1_0 import make_manifest_1_0, make_store_1_0
 from manifests import changed_manifest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -197,8 +198,49 @@ def test_norms_cut_short_or_missing(folder, size):
     with pytest.raises(ActivationsError, match=rf"{NAME} is not as it was written"):
         verify(folder)
     path.unlink()
-    with pytest.raises(ActivationsError, match=rf"{NAME} is missing: build or download"):
+    for read in (lambda source: open_layer(source, 5, x_site="mlp_in"), verify):
+        with pytest.raises(ActivationsError, match=rf"{NAME} is missing: build or download"):
+            read(folder)
+
+
+@pytest.mark.parametrize("place", [0, 40, -1], ids=["length", "header", "data"])
+def test_a_flipped_bit(folder, place):
+    """Whichever byte it is in, verify names the file, and readers of mlp_in refuse it."""
+    content = bytearray((folder / NAME).read_bytes())
+    content[place] ^= 1
+    (folder / NAME).write_bytes(content)
+    with pytest.raises(ActivationsError, match=rf"{NAME} is not as it was written"):
+        verify(folder)
+    with pytest.raises(ActivationsError, match=rf"{NAME} of .*dataset is damaged"):
         open_layer(folder, 5, x_site="mlp_in")
+
+
+def test_data_of_before_there_were_norms(last_store, folder, tmp_path):
+    """A store and a folder of format 1.0: read as before, and in one sentence why not otherwise."""
+    expected = next(iter(activation_batches(open_layer(folder, 5))))["x"]
+    make_manifest_1_0(folder)
+    store = make_store_1_0(shutil.copytree(last_store, tmp_path / "store"))
+    build(store, tmp_path / "built")
+    for old in (folder, tmp_path / "built"):
+        assert not (old / NAME).exists()
+        verify(old)
+        for site in (None, "resid_mid"):
+            (batch,) = activation_batches(open_layer(old, 5, x_site=site))
+            assert torch.equal(batch["x"], expected)
+        for read in readers().values():
+            with pytest.raises(ActivationsError, match=r"captured before there was such") as said:
+                read(old, x_site="mlp_in")
+            assert "x_site=mlp_in needs a capture of it" in str(said.value)
+            assert "\n" not in str(said.value)
+    export(folder, tmp_path / "pt", layout="layers", layers="5")
+    assert torch.equal(torch.load(tmp_path / "pt/L5/batch_0_x.pt")["x"][:, 0], expected)
+
+
+def test_the_option_is_explained(cli):
+    """By its values, as the recipe writes them."""
+    said = " ".join(cli("export", "--help", COLUMNS="200").stdout.split())
+    assert "--x-site" in said and "<resid_mid|resid_pre|mlp_in>" in said
+    assert "computed by the model's norms" in said
 
 
 def test_damaged_norms_of_a_store(last_store, tmp_path):
