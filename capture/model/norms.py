@@ -18,8 +18,9 @@ from llava_amber_activations.vectors.norms import NormKind, Norms, apply_norm
 _EPS_NAMES = ("variance_epsilon", "eps", "epsilon")
 
 # Units in the last place that two orders of summing a row, or a norm in one kernel, may lie apart.
-# In half precision the sums are in float32, and one rounding more or less is one unit.
-_UNITS = {torch.float32: 8, torch.float16: 1, torch.bfloat16: 1}
+# In half precision the sums are in float32, and r may round to its neighbour: one unit of it is up
+# to two of its product with the weight.
+_UNITS = {torch.float32: 8, torch.float16: 2, torch.bfloat16: 2}
 # Of a value that is a small difference of large ones, the units are too small a measure: so much of
 # the row's root mean square is a rounding of them.
 _OF_ROW = 2.0**-20

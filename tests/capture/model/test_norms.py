@@ -24,7 +24,7 @@ from llava_amber_activations.formats.recipe import Recipe
 from llava_amber_activations.store.layout import read_recipe
 from llava_amber_activations.store.norms_file import read_store_norms, write_norms
 from llava_amber_activations.store.sums import write_sums
-from llava_amber_activations.vectors.norms import apply_norm
+from llava_amber_activations.vectors.norms import Norms, apply_norm
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])
 WIDTH = 32
@@ -165,17 +165,34 @@ def test_real_rows_tell_what_the_first_text_did_not():
     assert witness.agrees is None
 
 
-@pytest.mark.parametrize(("dtype", "units"), [("float32", 8), ("float16", 1), ("bfloat16", 1)])
-def test_how_near_is_near(dtype, units):
+@pytest.mark.parametrize(
+    ("dtype", "units", "more"), [("float32", 8, 128), ("float16", 2, 3), ("bfloat16", 2, 3)]
+)
+def test_how_near_is_near(dtype, units, more):
     kind = torch.int32 if dtype == "float32" else torch.int16
     expected = torch.randn(4, 64, generator=torch.Generator().manual_seed(0)).add(3)
     expected = expected.abs().add(1).to(getattr(torch, dtype))
     near, far = (
-        (expected.view(kind) + distance).view(expected.dtype) for distance in (units, 16 * units)
+        (expected.view(kind) + distance).view(expected.dtype) for distance in (units, more)
     )
     assert agree(near, expected) and not agree(far, expected)
     assert not agree(expected.double(), expected)
     assert not agree(torch.full_like(expected, torch.nan), expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_row_that_is_summed_in_another_order(dtype):
+    """As on another machine: the same norm, though r may round to its neighbour."""
+    draw = torch.Generator().manual_seed(2)
+    x = torch.randn(4096, 256, generator=draw).to(getattr(torch, dtype))
+    weight = (torch.rand(1, 256, generator=draw) + 0.5).to(x.dtype)
+    norms = Norms("rms", (1e-5,), dtype, weight)
+    wide = x.double()
+    r = wide / (wide.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    found = apply_norm(x, norms.layer(0))
+    # The sum in float64, and the last bit of float32 lost.
+    expected = weight * (r * (1 + 2**-23)).float().to(x.dtype)
+    assert agree(found, expected) and not torch.equal(found, expected)
 
 
 def test_a_model_without_known_norms_is_captured_as_before(
