@@ -86,6 +86,9 @@ KINDS = {
     "statistics.safetensors": Kind(
         ("dataset", "own"), (("statistics.safetensors", "safetensors"),), True
     ),
+    "norms.safetensors": Kind(
+        ("store", "dataset", "own"), (("norms.safetensors", "safetensors"),), True
+    ),
     "query files": Kind(("queries",), (("queries.json", "json"), ("queries.jsonl", "jsonl"))),
 }
 

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from cases import Case
+from norms_by_hand import mlp_in_by_hand
 from originals import (
     N_LAYERS,
     N_TARGETS,
@@ -282,6 +283,29 @@ def _open_layer(layer: int) -> Reader:
     return f"open_layer {layer}", read
 
 
+def _mlp_in(layer: int) -> Reader:
+    """Judge what is computed by the norms: as before, or at least as the damaged file says."""
+
+    def read(bench: Bench) -> None:
+        found = _read_batches(open_layer(bench.folder, layer, x_site="mlp_in"))["x"]
+        norms = bench.folder / "norms.safetensors"
+        x, _ = bench.expected.vectors(layer)
+        if _near(found, mlp_in_by_hand(bench.originals / bench.case.root / norms.name, x, layer)):
+            return
+        # Of damaged shards the own site is judged, whose values these are computed of.
+        if bench.case.file == norms.name and not (
+            bench.case.resealed and _near(found, mlp_in_by_hand(norms, x, layer))
+        ):
+            raise WrongError(f"mlp_in of L{layer} is neither as before nor as the file now says")
+        raise OtherValuesError(f"mlp_in of L{layer} has other values than before")
+
+    return f"open_layer {layer} at mlp_in", read
+
+
+def _near(found: np.ndarray, wanted: np.ndarray) -> bool:
+    return found.shape == wanted.shape and np.allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
 def _load(layer: int, streaming: bool) -> Reader:
     def read(bench: Bench) -> None:
         cache = bench.out / "cache"
@@ -300,6 +324,7 @@ _DATASET: list[Reader] = [
     ("info", _info),
     ("load_statistics", _statistics),
     *(_open_layer(layer) for layer in range(N_LAYERS - 1)),
+    *(_mlp_in(layer) for layer in range(N_LAYERS - 1)),
     _load(0, streaming=True),
     _load(1, streaming=False),
     ("export", _export),
