@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from llava_amber_activations import activation_batches, open_layer
+from llava_amber_activations import Activations
 
 PICTURES = {".jpg", ".jpeg", ".png", ".webp"}
 
@@ -54,7 +54,7 @@ def main() -> None:
     llava_amber("build", store, dataset)
     llava_amber("verify", dataset)
 
-    batch = next(iter(activation_batches(open_layer(dataset, layer=0), batch_size=4)))
+    batch = next(iter(Activations(dataset).batches(layer=0, batch_size=4)))
     for name in ("x", "targets"):
         print(name, list(batch[name].shape), batch[name].dtype)
 

@@ -68,8 +68,7 @@ def _read(dataset: str, cache: Path) -> None:
     """Open the dataset as `datasets` does, and take a batch as a trainer does."""
     import datasets
 
-    from llava_amber_activations.batches.activation_batches import activation_batches
-    from llava_amber_activations.loading import load_activations
+    from llava_amber_activations.activations import Activations
 
     datasets.disable_progress_bars()
     typer.echo(f"\n>>> load_dataset({dataset!r})")
@@ -78,8 +77,8 @@ def _read(dataset: str, cache: Path) -> None:
     row = splits["L5"][0]
     typer.echo(f"splits {names[0]} … {names[-1]}")
     typer.echo(f"L5[0]: x of {len(row['x'])}, {len(row['targets'])} targets, {row['image']}")
-    typer.echo(f"\n>>> layer = load_activations({dataset!r}, layer=5, n_targets=4, streaming=True)")
-    typer.echo(">>> next(iter(activation_batches(layer, batch_size=8, shuffle=True, seed=0)))")
-    layer = load_activations(dataset, layer=5, n_targets=4, streaming=True)
-    batch = next(iter(activation_batches(layer, batch_size=8, shuffle=True, seed=0)))
+    typer.echo(f"\n>>> acts = Activations({dataset!r})")
+    typer.echo(">>> next(iter(acts.batches(layer=5, n_targets=4, batch_size=8, shuffle=True)))")
+    batches = Activations(dataset).batches(layer=5, n_targets=4, batch_size=8, shuffle=True)
+    batch = next(iter(batches))
     typer.echo(", ".join(f"{name} {list(tensor.shape)}" for name, tensor in batch.items()))

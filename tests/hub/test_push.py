@@ -41,7 +41,8 @@ def test_repo_holds_the_folder_and_the_tag(hub, cli, narrow_dataset):
     manifest = json.loads(hub.read("lab/first", "manifest.json"))
     card = hub.read("lab/first", "README.md")
     assert manifest["files"]["README.md"]["bytes"] == len(card)
-    assert b'load_activations("lab/first", layer=5' in card and b"KOKOSde" not in card
+    assert b'Activations("lab/first")' in card and b"acts.batches(layer=5" in card
+    assert b"KOKOSde" not in card
     api = HfApi(token=DEFAULT_TOKEN)
     info = api.dataset_info("lab/first")
     assert info.private

@@ -191,7 +191,7 @@ def test_no_path_of_a_machine_is_published(card_of, values, shown):
 
 def test_a_folder_that_is_not_pushed_names_no_repo(card):
     """Least of all that of another data set."""
-    assert 'load_activations("OWNER/NAME", layer=' in card.text
+    assert 'Activations("OWNER/NAME")' in card.text and "acts.batches(layer=" in card.text
     assert "KOKOSde" not in str(card)
 
 
