@@ -3,6 +3,9 @@
 # make test-lowest   the test suite at the lowest versions that pyproject.toml allows
 # make bench  the benchmark: docs/benchmarks.md and its plot (half an hour, 25 GB of scratch)
 # make harden  kills, mutated files, full disks and a failing Hub, at full size (CAMPAIGN=small: minutes)
+# make interop   other projects' loaders and trainers on our exports, each in an environment of its own
+#             (PEER=saelens: one of them; CROSSLAYER_CODING=a folder or URL of that one, which pip
+#             does not know; minutes, 7 GB)
 # make docs   the site of docs/ into build/site; a broken link or a missing docstring is an error
 # make lint   ruff and mypy
 # make lock   pins today's releases of everything in tests/constraints.txt, and the lowest that
@@ -21,7 +24,7 @@ LOWEST_TESTS ?= $(addprefix tests/,llava_amber_activations builder capture hub d
 TORCH := 2.13.0
 UV    := 0.13.9
 
-.PHONY: demo test test-lowest bench harden docs lint lock clean
+.PHONY: demo test test-lowest bench harden interop docs lint lock clean
 
 demo: $(VENV)/.installed
 	rm -rf demo-output
@@ -43,6 +46,9 @@ bench: $(VENV)/.installed
 
 harden: $(VENV)/.installed
 	$(BIN)/python tests/hardening/campaign.py --size $(CAMPAIGN) $(if $(CAMPAIGN_SEED),--seed $(CAMPAIGN_SEED))
+
+interop: $(VENV)/.installed
+	$(BIN)/python tests/interop/run.py $(PEER)
 
 # The theme's makers announce its end in 2027 at every build, which is no warning about the pages.
 docs: $(VENV)/.installed
@@ -97,4 +103,4 @@ $(LOCK_VENV)/.installed: Makefile
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(LOWEST_VENV) $(LOCK_VENV) demo-output build/site
+	rm -rf $(VENV) $(LOWEST_VENV) $(LOCK_VENV) .venv-interop-* demo-output build/site

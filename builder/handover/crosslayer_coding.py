@@ -30,6 +30,7 @@ from builder.handover.note import HandoverNote
 
 _KINDS = ("inputs", "targets")
 _POWERS = (1, 2)
+_MANY_STEPS = 1000
 _INDEX = np.dtype([("chunk", "<i4"), ("rows", "<i4"), ("first_row", "<i8")])
 
 
@@ -83,6 +84,9 @@ class CrosslayerCodingLayout:
         """Return lines that train a cross-layer transcoder with `CLTTrainer`."""
         note = self._note
         batch = min(4096, max(1, n_rows // 32))
+        steps = n_rows // batch
+        # In fewer steps, 4e-4 moves the loss by less than two batches differ.
+        rate = "4e-4" if steps >= _MANY_STEPS else "4e-3"
         return f"""\
 # pip install git+https://github.com/curt-tigges/crosslayer-coding@9499108
 import torch
@@ -96,10 +100,13 @@ CLTTrainer(
         normalization_method="mean_std",
     ),
     TrainingConfig(
-        learning_rate=4e-4, training_steps={n_rows // batch},  # one epoch
+        # A rate for a try, of one epoch: so that the loss falls in these steps.
+        learning_rate={rate}, training_steps={steps},
         train_batch_size_tokens={batch}, activation_path={str(out.resolve())!r},
         # Not its default, bfloat16, which trains no step at all, without a word.
         activation_dtype={note.dtype!r}, normalization_method="mean_std", log_interval=10,
+        # batchtopk is sparse without it; it grows in each step, faster than the loss falls.
+        apply_sparsity_penalty_to_batchtopk=False,
     ),
     log_dir="clt", device="cuda" if torch.cuda.is_available() else "cpu",
 ).train()
