@@ -115,6 +115,14 @@ def card_of(small_dataset):
     return card
 
 
+def test_norms_are_told_of(last_dataset, card):
+    """Where they are there, and how they are used; and nowhere else."""
+    text = (last_dataset / "README.md").read_text()
+    assert "`norms.safetensors` holds that norm of every layer" in text
+    assert 'load_activations("OWNER/NAME", layer=5, x_site="mlp_in")' in text
+    assert "norms.safetensors" not in card.text
+
+
 def test_known_model_and_benchmark(card_of):
     """LLaVA-1.5 by its id on the Hub and AMBER by its file's checksum bring their terms."""
     card = card_of(
