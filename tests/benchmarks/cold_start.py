@@ -16,6 +16,12 @@ from measuring import Line, alternate, run_section
 
 SECTION = "2 Cold start"
 
+_OBJECT = """
+from llava_amber_activations import Activations
+batch = next(iter(Activations("{folder}").batches({layer}, batch_size={size}, shuffle=True)))
+batch["x"].sum(), batch["targets"].sum()
+"""
+
 _OURS = """
 from llava_amber_activations import activation_batches, {function}
 batch = next(iter(activation_batches({call}, batch_size={size}, shuffle=True)))
@@ -53,9 +59,7 @@ def measure(scratch: Path, repeats: int) -> list[Line]:
     cache = scratch / "cache"
     load = f'load_activations("{folder}", layer={LAYER}'
     programs = {
-        "open_layer": _OURS.format(
-            function="open_layer", call=f'open_layer("{folder}", {LAYER})', size=BATCH
-        ),
+        "object": _OBJECT.format(folder=folder, layer=LAYER, size=BATCH),
         "streaming": _OURS.format(
             function="load_activations", call=f"{load}, streaming=True)", size=BATCH
         ),
@@ -74,7 +78,7 @@ def measure(scratch: Path, repeats: int) -> list[Line]:
         {name: lambda program=program: run(program) for name, program in programs.items()},
         max(repeats, 9),
     )
-    ours, torch_load = seconds["open_layer"], seconds["torch.load"]
+    ours, torch_load = seconds["object"], seconds["torch.load"]
     work = "to the first batch of a layer"
     return [
         Line(SECTION, work, "torch.load", "s", ours, torch_load, "<= 1"),

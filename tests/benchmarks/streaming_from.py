@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -63,7 +66,44 @@ def measure_from(hub: Hub, scratch: Path, repeats: int) -> list[Line]:
     columns = [needed / 1e6] * repeats
     work = "bytes fetched, footers included"
     lines.append(Line(SECTION, work, "the columns' bytes", "MB", fetched, columns, "<= 1.05"))
-    return [*lines, *_growth(scratch, repeats)]
+    return [*lines, *_cold_start(repeats), *_growth(scratch, repeats)]
+
+
+def _cold_start(repeats: int) -> list[Line]:
+    """From a new process to the first batch, beside a process that does nothing but import torch.
+
+    The environment that they get names the Hub.
+    """
+    seconds = alternate(
+        {
+            name: lambda program=program: subprocess.run(
+                [sys.executable, "-c", program], check=True
+            )
+            for name, program in (("ours", _FIRST_BATCH), ("torch", "import torch"))
+        },
+        max(repeats, 9),
+    )
+    ours, torch_alone = seconds["ours"], seconds["torch"]
+    more = statistics.median(mine - other for mine, other in zip(ours, torch_alone, strict=True))
+    return [
+        Line(
+            SECTION,
+            "a new process to the first batch of one layer",
+            "import torch alone",
+            "s",
+            ours,
+            torch_alone,
+            note=f"{more:.2f} s more; aim: 0.5 s",
+        )
+    ]
+
+
+_FIRST_BATCH = f"""
+from llava_amber_activations import Activations
+batches = Activations({REPO!r}).batches(layer={LAYER}, batch_size={BATCH}, shuffle=True)
+batch = next(iter(batches))
+batch["x"].sum(), batch["targets"].sum()
+"""
 
 
 def _growth(scratch: Path, repeats: int) -> list[Line]:
