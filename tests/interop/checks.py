@@ -19,6 +19,8 @@ from safetensors.torch import load_file
 N_LAYERS = 4
 # Before what was found to hold, among what the trainers' libraries say.
 HOLDS = "  holds: "
+# By the names of their folders, the sites of `x` that are exported.
+EXPORTS = {"export": "hook_resid_mid", "mlp_in": "mlp.hook_in"}
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Expected:
     """Every row of the store.
 
     Attributes:
-        hooks: [rows, H] float16, by TransformerLens' names.
+        hooks: [rows, H] float16, by TransformerLens' names; what the MLP gets, too.
         token_id, position: int32 [rows].
         row_of: number of a row, by (sample, position).
     """
@@ -47,9 +49,26 @@ def read_expected(root: Path) -> Expected:
         for hook, name in names.items()
         for layer in range(N_LAYERS)
     }
+    weights = load_file(root / "store" / "norms.safetensors")["weight"]
+    for layer in range(N_LAYERS):
+        x = hooks[f"blocks.{layer}.hook_resid_mid"]
+        hooks[f"blocks.{layer}.mlp.hook_in"] = _llama_norm(x, weights[layer])
     places = zip(tensors["sample"].tolist(), tensors["position"].tolist(), strict=True)
     row_of = {place: row for row, place in enumerate(places)}
     return Expected(hooks, tensors["token_id"], tensors["position"], row_of)
+
+
+def _llama_norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Return what transformers' LlamaRMSNorm gives for [rows, H]: modeling_llama.py."""
+    wide = x.float()
+    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)
+    return weight * wide.to(x.dtype)
+
+
+def hooks_of(export: Path) -> list[str]:
+    """Return the hooks of an export: `x` of each layer, then the MLP output of each."""
+    names = (EXPORTS[export.name], "hook_mlp_out")
+    return [f"blocks.{layer}.{name}" for name in names for layer in range(N_LAYERS)]
 
 
 def exported_rows(export: Path, expected: Expected) -> list[list[int]]:
@@ -83,10 +102,13 @@ def check_same_bits(found: torch.Tensor, wanted: torch.Tensor, what: str) -> Non
     )
 
 
-def check_each_row_once(rows: Sequence[int], expected: Expected, most_left_out: int) -> None:
+def check_each_row_once(
+    rows: Sequence[int], expected: Expected, what: str, most_left_out: int
+) -> None:
     """Check that rows are all but the first positions, once each.
 
     Args:
+        what: they are the rows of.
         most_left_out: how many others may be missing.
     """
     wanted = set(torch.nonzero(expected.position > 0).flatten().tolist())
@@ -94,7 +116,7 @@ def check_each_row_once(rows: Sequence[int], expected: Expected, most_left_out: 
     check(set(rows) <= wanted, "a first position came, which was to be left out")
     missing = len(wanted) - len(rows)
     check(missing <= most_left_out, f"{missing} rows are missing, where {most_left_out} may be")
-    print(f"{HOLDS}{len(rows)} rows equal to the data set's, {missing} left out")
+    print(f"{HOLDS}{what}: {len(rows)} rows equal to the data set's, {missing} left out")
 
 
 def check_falls(losses: Sequence[float], what: str, *, to: float) -> None:

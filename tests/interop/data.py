@@ -5,6 +5,7 @@ ROOT/
   store                           all positions of them, in float16
   dataset                         built of it
   PEER/export, PEER/code.py       what a trainer reads, and the code that `export` printed for it
+  PEER/mlp_in                     the same with `--x-site mlp_in`
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
 from photographs import save_photographs
+from safetensors.torch import load_file, save_file
 
 from capture.model.tiny_model import make_tiny_llava
 
@@ -32,6 +35,7 @@ BEFORE_CODE = "To train on it:\n\n"
 def make_data(root: Path, n_things: int = len(THINGS)) -> None:
     """Make the model, the store and the dataset folder."""
     make_tiny_llava(root / "model", n_layers=N_LAYERS, hidden_size=WIDTH)
+    _draw_norms(root / "model" / "model.safetensors")
     pictures = save_photographs(root / "images", 4)
     queries = [
         {"id": number, "image": image, "query": query.format(thing=thing)}
@@ -43,17 +47,28 @@ def make_data(root: Path, n_things: int = len(THINGS)) -> None:
     ]
     (root / "queries.json").write_text(json.dumps(queries), encoding="utf-8")
     inputs = ("--dataset", root / "queries.json", "--image-dir", root / "images")
-    how = ("--positions", "all", "--store-dtype", "float16", "--n-targets", 2)
+    how = ("--positions", "all", "--dtype", "float16", "--n-targets", 2)
     llava_amber(
         *("capture", "--model", root / "model", *inputs, "--output-dir", root / "store", *how)
     )
     llava_amber("build", root / "store", root / "dataset")
 
 
+def _draw_norms(weights: Path) -> None:
+    """Give every layer a norm of its own before its MLP: a model that is made anew has all ones."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = load_file(weights)
+    for name, weight in tensors.items():
+        if name.endswith("post_attention_layernorm.weight"):
+            tensors[name] = weight + 0.3 * torch.randn(weight.shape, generator=generator)
+    save_file(tensors, weights, metadata={"format": "pt"})
+
+
 def export_for(root: Path, format_: str) -> None:
-    """Export the data set in a trainer's layout, and keep the code that is printed."""
+    """Export the data set in a trainer's layout, of both sites, and keep the code of the first."""
     folder = root / format_
     options = ("--format", format_, "--skip-first", "--chunk-rows", 400)
+    llava_amber("export", root / "dataset", folder / "mlp_in", *options, "--x-site", "mlp_in")
     printed = llava_amber("export", root / "dataset", folder / "export", *options)
     _, _, code = printed.partition(BEFORE_CODE)
     (folder / "code.py").write_text(code, encoding="utf-8")

@@ -136,14 +136,14 @@ def test_checks_fail_where_something_is_wrong(interop, capsys):
         with pytest.raises(SystemExit, match="x is not what the data set holds"):
             checks.check_same_bits(found, zeros, "x")
     expected = checks.Expected({}, torch.zeros(4), torch.tensor([0, 1, 2, 3]), {})
-    checks.check_each_row_once([3, 1, 2], expected, most_left_out=0)
+    checks.check_each_row_once([3, 1, 2], expected, "it", most_left_out=0)
     for rows, says in (
         ([1, 1, 2], "twice"),
         ([0, 1, 2], "a first position"),
         ([1, 2], "1 rows are missing"),
     ):
         with pytest.raises(SystemExit, match=says):
-            checks.check_each_row_once(rows, expected, most_left_out=0)
+            checks.check_each_row_once(rows, expected, "it", most_left_out=0)
     losses = checks.numbers_after("loss: 4.0\rloss: 4.0\rloss: 2.5 x, gloss: 1", "loss: ")
     assert losses == [4.0, 2.5]
     checks.check_falls(losses, "it", to=0.9)

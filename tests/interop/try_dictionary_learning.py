@@ -29,7 +29,7 @@ def main() -> None:
         mine = [expected.row_of[place] for place in places]
         checks.check_same_bits(batch[HOOK], expected.hooks[HOOK][mine], HOOK)
         rows += mine
-    checks.check_each_row_once(rows, expected, most_left_out=0)
+    checks.check_each_row_once(rows, expected, "hook_batches", most_left_out=0)
 
     batches = acts.hook_batches([2], epochs=None, dtype="float32", **options)
     config = {"trainer": TopKTrainer, "activation_dim": WIDTH, "dict_size": 256, "k": 8}

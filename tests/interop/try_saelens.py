@@ -38,23 +38,27 @@ def open_store(export: Path, hook: str, **options: object) -> ActivationsStore:
     )
 
 
+def check_values(export: Path, expected: checks.Expected) -> None:
+    """Compare all that its store gives of each hook, in its order, and the second epoch."""
+    rows = [row for chunk in checks.exported_rows(export, expected) for row in chunk]
+    for hook in checks.hooks_of(export):
+        vectors = expected.hooks[hook]
+        store = open_store(export, hook, activations_mixing_fraction=0.0)
+        for at in range(0, len(rows) - BATCH + 1, BATCH):
+            checks.check_same_bits(next(store), vectors[rows[at : at + BATCH]], hook)
+        checks.check_same_bits(next(store), vectors[rows[:BATCH]], f"{hook}, its second epoch,")
+    at_once = {"store_batch_size_prompts": len(rows), "dtype": "float32"}
+    _, token_ids = open_store(export, hook, **at_once).get_raw_llm_batch()
+    checks.check(token_ids.equal(expected.token_id[rows].float()), "tokens are not the data set's")
+    checks.check_each_row_once(rows, expected, export.name, most_left_out=0)
+
+
 def main() -> None:
     root, repository = (Path(argument).resolve() for argument in sys.argv[1:])
     folder = root / "saelens"
     expected = checks.read_expected(root)
-    rows = [row for chunk in checks.exported_rows(folder / "export", expected) for row in chunk]
-    for hook, vectors in expected.hooks.items():
-        store = open_store(folder / "export", hook, activations_mixing_fraction=0.0)
-        for at in range(0, len(rows) - BATCH + 1, BATCH):
-            checks.check_same_bits(next(store), vectors[rows[at : at + BATCH]], hook)
-        checks.check_same_bits(next(store), vectors[rows[:BATCH]], f"{hook}, its second epoch,")
-    one_by_one = open_store(
-        folder / "export", hook, store_batch_size_prompts=len(rows), dtype="float32"
-    )
-    _, token_ids = one_by_one.get_raw_llm_batch()
-    checks.check(token_ids.equal(expected.token_id[rows].float()), "tokens are not the data set's")
-    checks.check_each_row_once(rows, expected, most_left_out=0)
-
+    for name in checks.EXPORTS:
+        check_values(folder / name, expected)
     code = folder / "code.py"
     said = checks.run_python(code, within=folder / "printed")
     checks.check_falls(checks.numbers_after(said, "mse_loss: "), "the printed code", to=0.7)
