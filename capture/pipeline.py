@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 
@@ -21,11 +19,9 @@ from capture.passes.prompts import Prompts, most_prompt_tokens
 from capture.samples.pictures import PictureSource
 from capture.samples.queries import Query
 from capture.settings import MOST_WORKERS, CaptureSettings
-from capture.sink.chunk import CapturedBatch, join_chunk, join_features, run_batch
+from capture.sink.chunk import CapturedBatch, run_batch
+from capture.sink.chunk_sink import CapturedChunk, chunk_sink
 from llava_amber_activations.errors import ActivationsError
-from llava_amber_activations.store.chunk import write_chunk
-from llava_amber_activations.store.features import features_path, write_features
-from llava_amber_activations.store.layout import chunk_path
 
 # What `--batch-size auto` begins with; on a CPU more samples at once are no faster.
 _FIRST_BATCH_SIZE = {"cpu": 8}
@@ -73,7 +69,8 @@ def make_chunks(
     size = settings.batch_size or min(first, settings.samples_per_chunk)
     share = model.image_token_id if share_prefixes else None
     norms = model.norms if settings.x_site == "resid_mid" else None
-    with Taps(model.decoder, settings.x_site, dtype) as taps, _writer() as write:
+    taps_of_site = Taps(model.decoder, settings.x_site, dtype)
+    with taps_of_site as taps, chunk_sink(store, model, dtype) as sink:
         while remaining:
             counted = 0
             try:
@@ -90,7 +87,7 @@ def make_chunks(
                             on_samples(n_samples)
                     counted = 0
                     queries, agrees = remaining.pop(number), witness.agrees
-                    write(store, number, queries, held, model, dtype, size, agrees)
+                    sink.put(CapturedChunk(number, queries, held, size, agrees))
             except torch.OutOfMemoryError as error:
                 if settings.batch_size is not None or size == 1:
                     raise ActivationsError(
@@ -144,55 +141,3 @@ def _num_workers(settings: CaptureSettings, device: torch.device) -> int:
         return settings.num_workers
     # On a CPU the model wants every core itself.
     return 0 if device.type == "cpu" else min(MOST_WORKERS, (os.cpu_count() or 1) - 1)
-
-
-@contextmanager
-def _writer() -> Iterator[Callable[..., None]]:
-    """Yield a function that joins and writes a chunk in a thread, one chunk behind at most.
-
-    Raises:
-        ActivationsError: from the function or at the end, what went wrong in the thread.
-    """
-    with ThreadPoolExecutor(1, thread_name_prefix="write") as pool:
-        pending: Future[None] | None = None
-
-        def write(
-            store: Path,
-            number: int,
-            queries: Sequence[Query],
-            batches: Sequence[CapturedBatch],
-            model: CaptureModel,
-            dtype: torch.dtype,
-            batch_size: int,
-            norms_agree: bool | None,
-        ) -> None:
-            nonlocal pending
-            if pending is not None:
-                pending.result()
-            chunk = (store, number, queries, batches, model, dtype, batch_size, norms_agree)
-            pending = pool.submit(_write, *chunk)
-
-        yield write
-        if pending is not None:
-            pending.result()
-
-
-def _write(
-    store: Path,
-    number: int,
-    queries: Sequence[Query],
-    batches: Sequence[CapturedBatch],
-    model: CaptureModel,
-    dtype: torch.dtype,
-    batch_size: int,
-    norms_agree: bool | None,
-) -> None:
-    tensors, records = join_chunk(queries, batches, model, dtype)
-    layers = {layer for batch in batches for layer in batch.features}
-    features_sha256 = None
-    if layers:
-        features, samples = join_features(batches, sorted(layers))
-        # Before the chunk, whose presence says that all of it is there.
-        features_sha256 = write_features(features_path(store, number), features, samples)
-    path = chunk_path(store, number)
-    write_chunk(path, tensors, records, batch_size, features_sha256, norms_agree)

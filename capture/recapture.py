@@ -16,7 +16,8 @@ from capture.passes.prompts import make_prompts
 from capture.samples.pictures import FolderPictures
 from capture.samples.queries import Query
 from capture.settings import CaptureSettings
-from capture.sink.chunk import join_chunk, run_batch
+from capture.sink.chunk import run_batch
+from capture.sink.joining import check_finite, join_chunk
 from capture.sink.provenance import local_weights_sha256, make_recipe
 from llava_amber_activations.console.progress import Progress, progress_of
 from llava_amber_activations.errors import ActivationsError
@@ -125,7 +126,9 @@ def recapture(
                     f"the image {record.image} of sample {record.sample} in {image_dir} is not the "
                     "one that was captured: its SHA-256 differs"
                 )
-            tensors, _ = join_chunk([query], [batch], loaded, torch_dtype(recipe.store_dtype))
+            joined = join_chunk([query], [batch], loaded, torch_dtype(recipe.store_dtype))
+            tensors = {name: torch.cat(parts) for name, parts in joined.pieces.items()}
+            check_finite(tensors, recipe.n_layers)
             stored = _stored_rows(store, record.sample)
             largest = max(largest, _compare(tensors, stored, record.sample, allowed))
     return Recaptured([record.sample for record in chosen], largest, allowed.worst)

@@ -31,6 +31,11 @@ class HostCopy:
         # The allocator must not hand the source's memory out before the copy has read it.
         source.record_stream(stream)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes on the host."""
+        return self._host.nbytes
+
     def tensor(self) -> torch.Tensor:
         """Return the tensor on the host, once it is there."""
         if self._done is not None:

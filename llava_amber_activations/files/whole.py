@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from llava_amber_activations.files.leftovers import partial_path, remove
+from llava_amber_activations.files.leftovers import partial_path
 from llava_amber_activations.files.write_errors import errno_of_writing, write_error, write_errors
 
 
@@ -44,7 +44,7 @@ def written_whole(path: Path) -> Iterator[Path]:
                 raise
             raise write_error(path, number) from error
         with write_errors(path):
-            # Some writers (safetensors) make files private; others on a shared disk must read it.
+            # Some writers make files private; others on a shared disk must read it.
             partial.chmod(0o666 & ~_UMASK)
             sync(partial)
             partial.replace(path)
@@ -57,24 +57,6 @@ def written_whole(path: Path) -> Iterator[Path]:
         path.with_name(f".{path.name}.partial").unlink()
     with write_errors(path.parent):
         sync(path.parent)
-
-
-@contextmanager
-def scratch_folder(path: Path) -> Iterator[Path]:
-    """Yield a folder beside `path`, for a writer that draws the names of its files itself.
-
-    It is gone afterwards; after a kill, `sweep` knows it.
-
-    Raises:
-        ActivationsError: it cannot be made.
-    """
-    folder = partial_path(path)
-    with write_errors(path):
-        folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
-        remove(folder)
 
 
 def sync(path: Path) -> None:

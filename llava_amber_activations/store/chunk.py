@@ -29,6 +29,7 @@ from llava_amber_activations.parsing.checked_values import INT32_MAX, check_numb
 from llava_amber_activations.store.layout import vector_names
 from llava_amber_activations.store.samples import SampleRecord
 from llava_amber_activations.store.tensor_file import TensorFile, write_tensors
+from llava_amber_activations.store.tensor_writing import BlockCheck
 
 _METADATA_KEY = "chunk"
 _REMEDY = "delete it, and run the same capture command again to make it anew"
@@ -36,20 +37,23 @@ _REMEDY = "delete it, and run the same capture command again to make it anew"
 
 def write_chunk(
     path: Path,
-    tensors: Mapping[str, torch.Tensor],
+    tensors: Mapping[str, torch.Tensor | Sequence[torch.Tensor]],
     records: Sequence[SampleRecord],
     batch_size: int | None = None,
     features_sha256: str | None = None,
     norms_agree: bool | None = None,
+    check: BlockCheck | None = None,
 ) -> None:
     """Write one chunk, whole or not at all; equal contents give equal bytes.
 
     Args:
-        tensors: those of the module's docstring, contiguous, on the CPU.
+        tensors: those of the module's docstring, contiguous, on the CPU; each one tensor, or its
+            rows in several, which are not copied.
         records: of the chunk's samples, in order.
         batch_size: most samples of a forward pass, where the chunk was captured.
         features_sha256: what `write_features` returned, where the chunk has features.
         norms_agree: whether what the norms gave was what the MLPs received, where it was looked at.
+        check: looks at all rows on their way.
     """
     header: dict[str, Any] = {"samples": [dataclasses.asdict(record) for record in records]}
     optional = {
@@ -58,7 +62,7 @@ def write_chunk(
         "norms_agree": norms_agree,
     }
     header |= {name: value for name, value in optional.items() if value is not None}
-    write_tensors(path, tensors, _METADATA_KEY, header)
+    write_tensors(path, tensors, _METADATA_KEY, header, check)
 
 
 @dataclass(frozen=True)

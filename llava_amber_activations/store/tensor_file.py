@@ -11,28 +11,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files.read_errors import read_errors, reason_of
-from llava_amber_activations.files.whole import scratch_folder, written_whole
-from llava_amber_activations.files.write_errors import write_errors
+from llava_amber_activations.files.whole import written_whole
 from llava_amber_activations.formats.dtypes import SAFETENSORS_NAMES
 from llava_amber_activations.formats.version import FORMAT_VERSION, check_format_version, has_seals
 from llava_amber_activations.parsing.checked_values import check_sha256
 from llava_amber_activations.parsing.sealed_json import SEAL, check_seal, sealed
 from llava_amber_activations.parsing.typed_json import parse_json_object, read_object
-
-_MOST_THREADS = 4
+from llava_amber_activations.store.tensor_writing import BlockCheck, write_safetensors
 
 
 @dataclass(frozen=True)
@@ -57,35 +52,35 @@ class _DigestOfAll:
 
 
 def write_tensors(
-    path: Path, tensors: Mapping[str, torch.Tensor], key: str, header: Mapping[str, Any]
+    path: Path,
+    tensors: Mapping[str, torch.Tensor | Sequence[torch.Tensor]],
+    key: str,
+    header: Mapping[str, Any],
+    check: BlockCheck | None = None,
 ) -> str:
     """Write tensors, whole or not at all; equal contents give equal bytes.
 
     Args:
-        tensors: contiguous, on the CPU.
+        tensors: contiguous, on the CPU; each one tensor, or its rows in several.
         key: of the metadata.
         header: what the file says beside its checksums.
+        check: looks at all rows on their way.
 
     Returns:
         The header's own checksum, which covers those of the tensors.
     """
-    names = sorted(tensors)
-    # hashlib leaves the interpreter to other threads.
-    with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as threads:
-        digests = threads.map(tensor_sha256, (tensors[name] for name in names))
-        sha256 = dict(zip(names, digests, strict=True))
-    value = sealed({"format_version": FORMAT_VERSION, **header, "sha256": sha256})
-    try:
-        # safetensors writes into a file of a drawn name beside the one that it is given, and a kill
-        # leaves that one.
-        with scratch_folder(path) as scratch, written_whole(path) as partial:
-            written = scratch / path.name
-            save_file(dict(tensors), written, metadata={key: json.dumps(value)})
-            with write_errors(path):
-                written.replace(partial)
-    except SafetensorError as error:
-        raise ActivationsError(f"{path} cannot be written ({error})") from None
-    return str(value[SEAL])
+    seal = ""
+
+    def metadata_of(sha256: Mapping[str, str]) -> dict[str, str]:
+        nonlocal seal
+        in_order = {name: sha256[name] for name in sorted(sha256)}
+        value = sealed({"format_version": FORMAT_VERSION, **header, "sha256": in_order})
+        seal = str(value[SEAL])
+        return {key: json.dumps(value)}
+
+    with written_whole(path) as partial:
+        write_safetensors(partial, tensors, metadata_of, check)
+    return seal
 
 
 def tensor_sha256(tensor: torch.Tensor) -> str:

@@ -32,6 +32,14 @@ def finite_rows(vectors: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(_below(bits, _INFINITY[vectors.dtype]))
 
 
+def finite_slots(vectors: torch.Tensor) -> torch.Tensor:
+    """Return of which rows of [n, rows, H] every value is finite: bool [n, rows].
+
+    On the device of the vectors, of which no more than one [rows, H] is copied at once.
+    """
+    return torch.stack([slot.isfinite().all(dim=-1) for slot in vectors])
+
+
 def finite_rows_of_array(vectors: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.bool_]:
     """Return the same of an array, which need not be writable."""
     if vectors.dtype not in (np.float16, np.float32):

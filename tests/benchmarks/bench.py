@@ -36,6 +36,7 @@ SECTIONS = (
     "peer_reading",
     "growth",
     "page_decoding",
+    "sink",
 )
 _VERSIONS = ("torch", "pyarrow", "datasets", "huggingface_hub", "safetensors")
 

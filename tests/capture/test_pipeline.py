@@ -9,11 +9,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch._dynamo.utils import counters
 
-from capture import pipeline
 from capture.model.load import CaptureModel, load_model
 from capture.passes.preparation import plan_batches
 from capture.passes.prompts import make_prompts
 from capture.samples.queries import read_queries
+from capture.sink import chunk_sink
 from llava_amber_activations import ActivationsError
 
 
@@ -113,7 +113,7 @@ def test_an_error_of_the_writer_is_not_lost(make_store, tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pipeline, "write_chunk", full)
+    monkeypatch.setattr(chunk_sink, "write_chunk", full)
     with pytest.raises(OSError, match="No space left"):
         make_store(tmp_path / "store")
     assert not (tmp_path / "store" / "samples.jsonl").exists()

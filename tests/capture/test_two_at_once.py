@@ -36,7 +36,7 @@ def arguments(tiny_llava, image_dir, query_file):
 def test_the_second_is_refused(arguments, cli, last_store, tmp_path):
     """Two that ran at once shared the partial file of a chunk, and a torn chunk was to be seen."""
     store = tmp_path / "store"
-    first = start_paused("capture.pipeline.write_chunk", *arguments(store))
+    first = start_paused("capture.sink.chunk_sink.write_chunk", *arguments(store))
     before = files_of(store)
     second = cli(*arguments(store))
     assert second.returncode == 1
@@ -48,7 +48,7 @@ def test_the_second_is_refused(arguments, cli, last_store, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "where", ["capture.pipeline.write_chunk", "llava_amber_activations.files.whole.sync"]
+    "where", ["capture.sink.chunk_sink.write_chunk", "llava_amber_activations.files.whole.sync"]
 )
 def test_after_a_kill_the_same_command_finishes(arguments, cli, last_store, tmp_path, where):
     """Also after a kill in the very first write, which the same command took for another's data."""
