@@ -27,8 +27,8 @@ from llava_amber_activations.store.layout import (
 from llava_amber_activations.store.samples import read_samples
 
 _SAID_OF_RECIPE = (
-    *("origin", "model", "revision", "x_site", "positions", "sample_positions", "max_new_tokens"),
-    *("transcoders_sha256", "prompt", "benchmark"),
+    *("origin", "model", "revision", "x_site", "positions", "sample_positions", "always"),
+    *("max_new_tokens", "transcoders_sha256", "prompt", "benchmark"),
 )
 
 

@@ -76,7 +76,8 @@ def check_capture_room(settings: CaptureSettings, n_samples: int, model: NamedMo
     dtype = settings.store_dtype or settings.dtype or "float16"
     row = 2 * model.n_layers * model.hidden_size * _ITEM_BYTES[dtype]
     n_rows = n_samples * _least_rows(settings, model)
-    check_room(settings.output_dir, n_rows * row, f"a capture of {n_samples} samples")
+    what = f"a capture of {n_samples} samples"
+    check_room(settings.output_dir, n_rows * row, what, force=settings.force)
 
 
 def _least_rows(settings: CaptureSettings, model: NamedModel) -> int:

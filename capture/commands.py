@@ -21,7 +21,7 @@ from llava_amber_activations.console.interruption import interruptible
 from llava_amber_activations.extras import need_extras
 from llava_amber_activations.formats.dtypes import DType
 from llava_amber_activations.formats.layers import DEFAULT_N_TARGETS
-from llava_amber_activations.formats.recipe import X_SITES, Pool, Positions, XSite
+from llava_amber_activations.formats.recipe import X_SITES, Always, Pool, Positions, XSite
 
 if TYPE_CHECKING:
     from capture.run import CaptureResult
@@ -92,6 +92,12 @@ def capture_command(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of that draw.")] = 0,
+    always: Annotated[
+        Always | None,
+        typer.Option(
+            help="Keep the last token of each sample beside them.", show_default="those alone"
+        ),
+    ] = None,
     max_new_tokens: Annotated[
         int | None,
         typer.Option(
@@ -160,6 +166,9 @@ def capture_command(
             show_default="one device",
         ),
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Go on where the disk has too little room.")
+    ] = False,
 ) -> None:
     """Run a model over a query file and keep its activations in a capture store.
 
@@ -196,6 +205,8 @@ def capture_command(
         on_error=on_error,
         revision=revision,
         device_map=device_map,
+        always=always,
+        force=force,
     )
     from capture.beforehand import check_capture
 

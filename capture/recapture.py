@@ -88,6 +88,7 @@ def recapture(
         n_targets=recipe.n_targets,
         positions=recipe.positions or "last",
         sample_positions=recipe.sample_positions,
+        always=recipe.always,
         seed=recipe.seed or 0,
         max_new_tokens=recipe.max_new_tokens,
         x_site=recipe.x_site or "resid_mid",

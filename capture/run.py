@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
-from capture.beforehand import check_capture, check_capture_room, check_place
+from capture.beforehand import check_capture, check_place
 from capture.model.decoder import compile_layers
 from capture.model.load import CaptureModel, default_dtype, load_model
-from capture.model.named import NamedModel
 from capture.model.transcoders import load_encoders
 from capture.passes.prefix import prefix_problem
-from capture.passes.prompts import make_prompts, most_prompt_tokens
+from capture.passes.prompts import Prompts, least_rows, make_prompts, most_prompt_tokens
 from capture.pipeline import make_chunks
 from capture.samples.benchmark import Benchmark
 from capture.samples.queries import Query
@@ -23,8 +22,10 @@ from capture.sink.provenance import local_weights_sha256, make_recipe
 from capture.sink.settled import adopt_recipe
 from capture.sink.store_lock import captured_into
 from llava_amber_activations.console.progress import Progress
+from llava_amber_activations.console.sizes import readable_size
 from llava_amber_activations.console.verbosity import note
 from llava_amber_activations.errors import ActivationsError
+from llava_amber_activations.files.room import check_room, free_bytes
 from llava_amber_activations.formats.dataset_folder import NORMS_FILE
 from llava_amber_activations.formats.dtypes import torch_dtype
 from llava_amber_activations.formats.layers import check_n_targets
@@ -33,7 +34,6 @@ from llava_amber_activations.store.finish import finish_store
 from llava_amber_activations.store.layout import (
     chunk_path,
     chunk_ranges,
-    is_store,
     missing_chunks,
     recipe_chunks,
 )
@@ -105,14 +105,12 @@ def _capture(
             weights_sha256 = weights.result()
     n_layers = len(model.decoder.layers)
     check_n_targets(settings.n_targets, n_layers)
-    if not is_store(store):
-        loaded = NamedModel(n_layers, model.decoder.hidden_size)
-        check_capture_room(replace(settings, dtype=dtype), len(queries), loaded)
     with Progress("make the prompts", shown=rank == 0):
         most_tokens = most_prompt_tokens(model, settings.response_tokens)
         prompts = make_prompts(queries, model, most_tokens)
     if prompts.unusable and settings.on_error == "stop":
         raise ActivationsError(next(iter(prompts.unusable.values())))
+    _check_room(settings, model, dtype, prompts, queries, say=rank == 0)
     if settings.compile:
         compile_layers(model.decoder)
     shares_prefixes = _shares_prefixes(settings, model, dtype, queries, say=rank == 0)
@@ -175,6 +173,37 @@ def _capture(
             "captured before such norms were looked for"
         )
     return CaptureResult(len(todo), len(chunks), records)
+
+
+def _check_room(
+    settings: CaptureSettings,
+    model: CaptureModel,
+    dtype: str,
+    prompts: Prompts,
+    queries: Sequence[Query],
+    *,
+    say: bool,
+) -> None:
+    """Say how much the missing chunks take, and check that the disk has room for them.
+
+    Raises:
+        ActivationsError: it has not, and `force` is not set.
+    """
+    store = settings.output_dir
+    chunks = enumerate(chunk_ranges(len(queries), settings.samples_per_chunk))
+    missing = [chunk for number, chunk in chunks if not chunk_path(store, number).exists()]
+    n_samples = sum(map(len, missing))
+    n_rows = least_rows(prompts, (queries[n] for chunk in missing for n in chunk), settings)
+    kept = torch_dtype(settings.store_dtype or dtype)
+    row = 2 * len(model.decoder.layers) * model.decoder.hidden_size * kept.itemsize
+    what = f"a capture of {n_samples} samples"
+    check_room(store, n_rows * row, what, force=settings.force)
+    if say and missing:
+        more = "" if settings.positions == "last" else " or more"
+        note(
+            f"{what}: {n_rows} rows{more}, {readable_size(n_rows * row)}{more}; the disk of "
+            f"{store} has {readable_size(free_bytes(store))} free"
+        )
 
 
 def _shares_prefixes(

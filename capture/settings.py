@@ -25,6 +25,7 @@ class CaptureSettings:
     Attributes:
         dataset: a query file, or `hf:` and the name of a dataset.
         image_dir: folder of the pictures; None where a dataset holds them.
+        always: "last" keeps each sample's last token, whatever else is kept of it.
         split, image_column, query_column: of a dataset.
         batch_size: samples in a forward pass; None finds the most that fit.
         reuse_prefix: let queries on one picture share what precedes them; None does so where it
@@ -32,6 +33,7 @@ class CaptureSettings:
         compile: have torch compile the norms and the MLPs.
         device_map: "auto" deals the model out to several devices.
         num_workers: processes that read pictures ahead; None lets the device decide.
+        force: go on where the disk has less room than the capture takes.
     """
 
     model: str
@@ -42,6 +44,7 @@ class CaptureSettings:
     positions: str = "last"
     sample_positions: int | None = None
     seed: int = 0
+    always: str | None = None
     max_new_tokens: int | None = None
     transcoders: Path | None = None
     pool: str = "max"
@@ -60,6 +63,7 @@ class CaptureSettings:
     on_error: str = "stop"
     revision: str | None = None
     device_map: str | None = None
+    force: bool = False
 
     @property
     def response_tokens(self) -> int | None:

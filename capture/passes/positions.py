@@ -33,11 +33,13 @@ class PositionChoice:
             the prompt) or `generated` (the response).
         sample_positions: draw so many of them from each sample, where it has more; all if None.
         seed: of the draw.
+        always: `last` keeps the last token beside them, which the draw does not count.
     """
 
     mode: str
     sample_positions: int | None = None
     seed: int = 0
+    always: str | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ def select_rows(
     chosen = _chosen(kind, real, choice.mode)
     if choice.sample_positions is not None:
         _draw(chosen, samples, choice.sample_positions, choice.seed)
+    if choice.always is not None:
+        chosen |= _chosen(kind, real, choice.always)
     element, position = chosen.nonzero(as_tuple=True)
     patch_row, patch_col = _patches(inputs, kind, real)
     columns = {

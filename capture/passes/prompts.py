@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from capture.model.load import CaptureModel
 from capture.passes.inputs import QUERY_PLACEHOLDER, all_token_ids, make_inputs
 from capture.samples.pictures import Picture
 from capture.samples.queries import Query
+from capture.settings import CaptureSettings
 
 # No picture has fewer tokens than a small one: whose own are more is found when it is read.
 _SMALL_PICTURE = (64, 64)
@@ -25,10 +26,15 @@ class Prompts:
     Attributes:
         ids: of each query's text, its prompt as tokens, a picture still what stands for it.
         unusable: of each sample that cannot be asked, why.
+        picture_tokens: tokens that a small picture puts in the place of what stands for it, beyond
+            that one.
+        n_pictures: what stands for a picture in a prompt.
     """
 
     ids: dict[str, list[int]]
     unusable: dict[int, str] = field(default_factory=dict)
+    picture_tokens: int = 0
+    n_pictures: int = 1
 
 
 def make_prompts(queries: Sequence[Query], model: CaptureModel, most_tokens: int | None) -> Prompts:
@@ -60,7 +66,29 @@ def make_prompts(queries: Sequence[Query], model: CaptureModel, most_tokens: int
             )
         elif most_tokens is not None and len(tokens) + n_picture_tokens > most_tokens:
             unusable[query.sample] = too_long(query, len(tokens) + n_picture_tokens, most_tokens)
-    return Prompts(ids, unusable)
+    return Prompts(ids, unusable, n_picture_tokens, n_pictures)
+
+
+def least_rows(prompts: Prompts, queries: Iterable[Query], settings: CaptureSettings) -> int:
+    """Return how many rows samples have in all: exact where every picture has the same tokens.
+
+    A picture that has more than a small one gives more rows, and so does a generated response,
+    which is counted as one token.
+    """
+    total = 0
+    for query in queries:
+        if query.sample in prompts.unusable:
+            continue
+        n_text = len(prompts.ids[query.query]) - prompts.n_pictures
+        n_image = prompts.n_pictures + prompts.picture_tokens
+        n_rows = {"all": n_text + n_image, "image": n_image, "text": n_text}.get(
+            settings.positions, 1
+        )
+        if settings.sample_positions is not None:
+            n_rows = min(n_rows, settings.sample_positions)
+        # The last token is text: of other positions the draw may have taken it already.
+        total += n_rows + (settings.always is not None and settings.positions == "image")
+    return total
 
 
 def too_long(query: Query, n_tokens: int, most_tokens: int) -> str:

@@ -66,7 +66,9 @@ def run_batch(
     if prepared.skipped and settings.on_error == "stop":
         raise ActivationsError(next(iter(prepared.skipped.values())))
     inputs = prepared.inputs
-    choice = PositionChoice(settings.positions, settings.sample_positions, settings.seed)
+    choice = PositionChoice(
+        settings.positions, settings.sample_positions, settings.seed, settings.always
+    )
     if prepared.prefixed:
         parts, start = [], 0
         for part in prepared.prefixed:

@@ -23,6 +23,7 @@ def asked_fields(settings: CaptureSettings) -> dict[str, Any]:
         "positions": settings.positions,
         "sample_positions": settings.sample_positions,
         "seed": None if settings.sample_positions is None else settings.seed,
+        "always": settings.always,
         "max_new_tokens": settings.response_tokens,
         "pool": None if settings.transcoders is None else settings.pool,
         "n_targets": settings.n_targets,

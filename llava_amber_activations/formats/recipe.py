@@ -19,6 +19,7 @@ from llava_amber_activations.parsing.typed_json import read_object
 
 XSite = Literal["resid_mid", "resid_pre", "mlp_in"]
 Positions = Literal["last", "all", "image", "text", "generated"]
+Always = Literal["last"]
 Pool = Literal["max", "mean", "last"]
 
 X_SITES: tuple[str, ...] = get_args(XSite)
@@ -46,6 +47,7 @@ class Recipe:
         positions: which token positions of a sample became rows.
         sample_positions, seed: how many of those positions were drawn from each sample, and the
             seed of the draw; None where all were kept.
+        always: the position of each sample that is kept beside those, whatever was drawn.
         max_new_tokens: most tokens of a generated response, where there is one.
         transcoders_sha256: of the transcoders' checkpoints together, where features were captured.
         pool: how a sample's features were pooled over its rows.
@@ -79,6 +81,7 @@ class Recipe:
     positions: str | None = None
     sample_positions: int | None = None
     seed: int | None = None
+    always: str | None = None
     max_new_tokens: int | None = None
     transcoders_sha256: str | None = None
     pool: str | None = None
@@ -122,6 +125,7 @@ class Recipe:
             ("dtype", get_args(DType)),
             ("x_site", X_SITES),
             ("positions", get_args(Positions)),
+            ("always", get_args(Always)),
             ("pool", get_args(Pool)),
         ):
             check_choice(name, getattr(self, name), choices)
@@ -151,6 +155,7 @@ class Recipe:
         not_used = {
             "sample_positions": captured,
             "seed": captured and self.sample_positions is None,
+            "always": captured,
             "max_new_tokens": captured and self.positions != "generated",
             "transcoders_sha256": captured,
             "pool": captured and self.transcoders_sha256 is None,

@@ -4,9 +4,9 @@
 
 Samples of 600 rows, of all 64 vectors of 4096 float16 numbers (300 MiB a sample), two a chunk, four
 chunks a run: put in order, checked, hashed, written and fsynced. The bare write puts the same bytes
-into files of the same size, and fsyncs each. On tmpfs (where /dev/shm is one) it is beside a copy of
-the same bytes in memory. Peak memory is that of a run in which each chunk's batches are made anew
-before they are put, as a model would make them, in chunks.
+into files of the same size, and fsyncs each. On tmpfs (where /dev/shm is one) it is beside a copy
+of the same bytes in memory. Peak memory is that of a run in which each chunk's batches are made
+anew before they are put, as a model would make them, in chunks.
 """
 
 from __future__ import annotations

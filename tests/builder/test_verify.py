@@ -175,7 +175,7 @@ def test_info_and_card_say_what_was_not_used(last_store, last_dataset):
     """Unlike what nobody knows: nobody asked for transcoders, or for responses."""
     card = (last_dataset / "README.md").read_text(encoding="utf-8")
     lines = [dict(info(last_store)), dict(info(last_dataset))]
-    for field in ("sample_positions", "max_new_tokens", "transcoders_sha256"):
+    for field in ("sample_positions", "always", "max_new_tokens", "transcoders_sha256"):
         assert f"| {field} | not used |" in card
         assert {each[field.removesuffix("_sha256")] for each in lines} == {"not used"}
     assert "| unknown |" not in card

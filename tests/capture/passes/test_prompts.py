@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ from safetensors.torch import load_file
 from capture.model.load import CaptureModel, load_model
 from capture.passes import preparation
 from capture.passes.inputs import all_token_ids, token_ids
-from capture.passes.prompts import make_prompts
-from capture.samples.queries import Query
+from capture.passes.prompts import least_rows, make_prompts
+from capture.samples.queries import Query, read_queries
+from capture.settings import CaptureSettings
 from llava_amber_activations import ActivationsError
+from llava_amber_activations.files import room
 
 CPU = torch.device("cpu")
 
@@ -219,3 +222,55 @@ def test_a_picture_that_the_processor_refuses(make_store, monkeypatch, image_dir
         make_store(tmp_path / "stop", **options)
     store = make_store(tmp_path / "skip", on_error="skip", **options)
     assert [record["n_rows"] for record in records_of(store)] == [1, 0, 1]
+
+
+@pytest.mark.parametrize("always", [None, "last"])
+@pytest.mark.parametrize("n_drawn", [None, 3])
+@pytest.mark.parametrize("mode", ["last", "all", "image", "text"])
+def test_rows_are_known_before_the_model_runs(
+    make_store, tiny_llava, query_file, tmp_path, mode, n_drawn, always
+):
+    """As many as are captured; at least as many where a last token may have been drawn already."""
+    options = {"positions": mode, "sample_positions": n_drawn, "always": always}
+    store = make_store(tmp_path / "store", **options)
+    n_rows = sum(record["n_rows"] for record in records_of(store))
+    queries, _ = read_queries(query_file)
+    model = load_model(str(tiny_llava), dtype="float32", device=CPU)
+    settings = CaptureSettings("", "", None, tmp_path, **options)
+    counted = least_rows(make_prompts(queries, model, None), queries, settings)
+    unsure = always is not None and n_drawn is not None and mode in ("all", "text")
+    assert counted <= n_rows <= counted + len(queries) if unsure else counted == n_rows
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_disk_that_all_positions_do_not_fit(make_store, tmp_path, monkeypatch, capsys, force):
+    """Nothing is begun there, unless that is asked for; the last tokens alone do fit."""
+    usage = shutil.disk_usage(tmp_path)._replace(free=200_000)
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda path: usage)
+    make_store(tmp_path / "last")
+    said = capsys.readouterr().err
+    # Eight rows of 64 vectors of 64 float32 values.
+    assert "a capture of 8 samples: 8 rows, 131.1 kB; the disk of " in said
+    options = {"positions": "all", "force": force}
+    if force:
+        make_store(tmp_path / "all", **options)
+        assert "200.0 kB free: going on all the same" in capsys.readouterr().err
+        return
+    short = r"a capture of 8 samples takes .* or more, and .* 200.0 kB free: .*--force"
+    with pytest.raises(ActivationsError, match=short):
+        make_store(tmp_path / "all", **options)
+    assert not (tmp_path / "all").exists()
+
+
+def test_a_capture_that_goes_on_needs_room_for_the_rest(make_store, tmp_path, monkeypatch, capsys):
+    """What is there already takes no more."""
+    options = {"chunk_samples": 2}
+    store = make_store(tmp_path / "store", **options)
+    for number in (1, 3):
+        (store / "chunks" / f"chunk-{number:05d}.safetensors").unlink()
+    (store / "samples.jsonl").unlink()
+    capsys.readouterr()
+    usage = shutil.disk_usage(tmp_path)._replace(free=70_000)
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda path: usage)
+    make_store(tmp_path / "store", **options)
+    assert "a capture of 4 samples: 4 rows, 65.5 kB; " in capsys.readouterr().err

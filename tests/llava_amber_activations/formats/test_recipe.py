@@ -154,7 +154,7 @@ def test_why_a_field_is_none():
         auto_batch_size=True,
     )
     not_used = (
-        *("sample_positions", "seed", "max_new_tokens", "transcoders_sha256", "pool"),
+        *("sample_positions", "seed", "always", "max_new_tokens", "transcoders_sha256", "pool"),
         *("dataset_revision", "weights_sha256", "batch_size"),
     )
     assert {captured.why_none(name) for name in not_used} == {"not used"}
