@@ -129,26 +129,25 @@ def test_fewer_positions_than_are_drawn():
 @pytest.mark.parametrize("mode", ["all", "image", "text", "last"])
 def test_the_last_token_beside_those_that_are_drawn(make_store, tmp_path, mode):
     """Kept of every sample, once; what is drawn is what was drawn without it."""
-    drawn, both = (
-        make_store(tmp_path / f"{always}", positions=mode, sample_positions=2, always=always)
-        for always in (None, "last")
-    )
-    rows = {}
-    for store in (drawn, both):
-        rows[store] = {}
-        for path in sorted((store / "chunks").iterdir()):
-            chunk = load_file(path)
-            places = zip(chunk["sample"].tolist(), chunk["position"].tolist(), strict=True)
-            rows[store] |= dict(zip(places, chunk["x_09"].tolist(), strict=True))
-    ends_alone = make_store(tmp_path / "ends")
-    chunk = load_file(ends_alone / "chunks" / "chunk-00000.safetensors")
-    ends = set(zip(chunk["sample"].tolist(), chunk["position"].tolist(), strict=True))
-    assert len(ends) == 8
-    assert set(rows[both]) == set(rows[drawn]) | ends
-    assert list(rows[both]) == sorted(rows[both])
-    assert all(rows[both][place] == x for place, x in rows[drawn].items())
+    options = {"positions": mode, "sample_positions": 2}
+    both = make_store(tmp_path / "both", always="last", **options)
+    drawn = rows_of(make_store(tmp_path / "drawn", **options))
+    ends = rows_of(make_store(tmp_path / "ends"))
+    found = rows_of(both)
+    assert len(ends) == 8 and set(found) == set(drawn) | set(ends)
+    assert list(found) == sorted(found)
+    assert all(found[place] == x for place, x in drawn.items())
     assert json.loads((both / "capture.json").read_text())["always"] == "last"
     build(both, tmp_path / "dataset")
-    table = load_dataset(str(tmp_path / "dataset"), "L9", split="L9").with_format("numpy")
-    places = zip(table["sample"].tolist(), table["position"].tolist(), strict=True)
-    assert list(places) == list(rows[both])
+    table = load_dataset(str(tmp_path / "dataset"), "L9", split="L9")
+    assert list(zip(table["sample"], table["position"], strict=True)) == list(found)
+
+
+def rows_of(store):
+    """Return layer 9's x of each row of a store, by its sample and position."""
+    rows = {}
+    for path in sorted((store / "chunks").iterdir()):
+        chunk = load_file(path)
+        places = zip(chunk["sample"].tolist(), chunk["position"].tolist(), strict=True)
+        rows |= dict(zip(places, chunk["x_09"].tolist(), strict=True))
+    return rows
