@@ -68,7 +68,7 @@ def main() -> None:
         print(f"{section} …", file=sys.stderr, flush=True)
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         lines += [Line(**line) for line in json.loads(found.read_text())]
-    lines.sort(key=lambda line: line.section)
+    lines.sort(key=lambda line: int(line.section.partition(" ")[0]))
     report = f"{machine()}\n\n{_LEGEND.format(repeats=arguments.repeats)}\n\n{table(lines)}"
     print(report)
     page = arguments.out / "benchmarks.md"

@@ -1,4 +1,4 @@
-"""8 The sink: batches that are ready, on their way into chunks on the disk; the model is left out.
+"""10 The sink: batches that are ready, on their way into chunks on the disk; the model is left out.
 
     python tests/benchmarks/sink.py SCRATCH
 
@@ -27,7 +27,7 @@ from capture.samples.queries import Query
 from capture.sink.chunk import COLUMNS, CapturedBatch
 from capture.sink.chunk_sink import CapturedChunk, chunk_sink
 
-SECTION = "8 The sink"
+SECTION = "10 The sink"
 N_LAYERS, WIDTH, ROWS = 32, 4096, 600
 CHUNK_SAMPLES, N_CHUNKS = 2, 4
 _SHM = Path("/dev/shm")
