@@ -132,6 +132,8 @@ def test_compiled(make_store, last_store, tmp_path):
         plain, compiled = load_file(path), load_file(store / "chunks" / path.name)
         for name, tensor in plain.items():
             assert torch.allclose(compiled[name].float(), tensor.float(), rtol=1e-3, atol=1e-4)
+    # What a compiled norm gives is what the norm gives, to rounding.
+    assert (store / "norms.safetensors").exists()
 
 
 def test_device_map(make_store, last_store, tmp_path):

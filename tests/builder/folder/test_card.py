@@ -119,7 +119,7 @@ def test_norms_are_told_of(last_dataset, card):
     """Where they are there, and how they are used; and nowhere else."""
     text = (last_dataset / "README.md").read_text()
     assert "`norms.safetensors` holds that norm of every layer" in text
-    assert 'load_activations("OWNER/NAME", layer=5, x_site="mlp_in")' in text
+    assert 'acts.batches(layer=5, x_site="mlp_in")' in text
     assert "norms.safetensors" not in card.text
 
 
