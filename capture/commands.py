@@ -69,7 +69,8 @@ def capture_command(
         XSite,
         typer.Option(
             help="Where x is read: the stream that the MLP block reads (resid_mid), the stream "
-            "that enters the layer (resid_pre), or what the MLP receives after its norm (mlp_in).",
+            "that enters the layer (resid_pre), or what the MLP receives after its norm (mlp_in). "
+            "Of resid_mid, mlp_in is computed when it is read.",
             # As they are written down, where the names of options have hyphens.
             metavar=f"<{'|'.join(X_SITES)}>",
         ),

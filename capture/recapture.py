@@ -177,12 +177,18 @@ def _check_norms(store: Path, stored: Norms | None, found: Norms | None, model: 
     """Check that a store's norms, where it has them, are the model's, value by value.
 
     Raises:
-        ActivationsError: they are others.
+        ActivationsError: they are others, or the model's are of no kind that is known here.
     """
     if stored is None:
         return
+    if found is None:
+        raise ActivationsError(
+            f"{NORMS_FILE} of {store} cannot be checked: here, what the norms of {model} compute "
+            "is of no kind that is known. If it is the same model, recapture on a machine like the "
+            "one that captured"
+        )
     for layer, eps in enumerate(stored.eps):
-        same = found is not None and (
+        same = (
             (stored.kind, eps) == (found.kind, found.eps[layer])
             and torch.equal(stored.weight[layer], found.weight[layer])
             and (stored.bias is None) == (found.bias is None)

@@ -240,6 +240,22 @@ def test_recapture_compares_the_norms(last_store, tiny_llava, image_dir, tmp_pat
         recapture(store, **options, device=torch.device("cpu"))
 
 
+def test_recapture_where_the_norms_are_not_recognised(
+    last_store, tiny_llava, image_dir, monkeypatch
+):
+    """It does not say that the model is another."""
+    monkeypatch.setattr("capture.model.load.find_norms", lambda *_: None)
+    with pytest.raises(ActivationsError, match=r"cannot be checked: here, what the norms of"):
+        recapture(
+            last_store,
+            model=str(tiny_llava),
+            image_dir=image_dir,
+            n_samples=1,
+            seed=0,
+            device=torch.device("cpu"),
+        )
+
+
 def test_every_chunk_says_that_they_agree(last_store):
     from safetensors import safe_open
 
