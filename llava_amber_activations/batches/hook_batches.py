@@ -166,7 +166,7 @@ class _Named:
             if vector.norm is not None:
                 x = batch[vector.column]
                 out = x if homes[vector.column] == number else None
-                hooks[vector.name] = apply_norm(x, vector.norm, out=out)
+                hooks[vector.name] = apply_norm(x, vector.norm, out=out, in_parallel=True)
         if self.dtype is not None:
             hooks = {name: vectors.to(self.dtype) for name, vectors in hooks.items()}
         return Batch({**rows, **hooks})

@@ -29,6 +29,8 @@ NORM_KINDS: tuple[str, ...] = get_args(NormKind)
 # So many numbers torch computes in the thread that asks, and they stay in a core's cache: threads
 # that read ahead are one a core already. Of larger tensors torch would share out each operation.
 _AT_ONCE = 32_767
+# And so many where torch may share them out.
+_AT_ONCE_IN_PARALLEL = 2**20
 
 # What a float type of a dataset may be made of, without a value that it cannot hold.
 _HOLDS = {torch.float16: {"float16"}, torch.float32: {"float32", "bfloat16"}}
@@ -97,7 +99,9 @@ class Norms:
         return Norm(number, self.kind, self.eps[number], self.dtype, self.weight[number], bias)
 
 
-def apply_norm(x: torch.Tensor, norm: Norm, out: torch.Tensor | None = None) -> torch.Tensor:
+def apply_norm(
+    x: torch.Tensor, norm: Norm, out: torch.Tensor | None = None, *, in_parallel: bool = False
+) -> torch.Tensor:
     """Return what a layer's MLP receives, `mlp_in`, where its norm is given `x`.
 
     The arithmetic is done in the model's dtype, whatever the dtype of `x`, and the result rounded
@@ -109,6 +113,8 @@ def apply_norm(x: torch.Tensor, norm: Norm, out: torch.Tensor | None = None) -> 
         x: [rows, H] of any float dtype, on the norm's device; `resid_mid` of the layer.
         norm: of the layer.
         out: [rows, H] to write the result to; may be `x` itself.
+        in_parallel: compute with all of torch's threads. Without, where others decode meanwhile:
+            they would wait for each other.
 
     Raises:
         ActivationsError: the dtype of the result cannot hold one of its values.
@@ -116,7 +122,8 @@ def apply_norm(x: torch.Tensor, norm: Norm, out: torch.Tensor | None = None) -> 
     result = torch.empty_like(x) if out is None else out
     dtype = torch_dtype(norm.dtype)
     compute = _KINDS[norm.kind]
-    step = max(1, _AT_ONCE // max(1, x.shape[1]))
+    at_once = _AT_ONCE_IN_PARALLEL if in_parallel else _AT_ONCE
+    step = max(1, at_once // max(1, x.shape[1]))
     if x.device.type != "cpu":
         step = max(1, len(x))
     for start in range(0, len(x), step):

@@ -43,17 +43,19 @@ def streams(rows, width, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", MODULES)
-@pytest.mark.parametrize(("rows", "width"), [(1, 64), (70, 64), (64, 4096), (2, 40_000)])
-def test_equal_bits_of_the_models_own_module(kind, dtype, rows, width):
+@pytest.mark.parametrize(("rows", "width"), [(1, 64), (70, 64), (600, 4096), (2, 40_000)])
+@pytest.mark.parametrize("in_parallel", [False, True])
+def test_equal_bits_of_the_models_own_module(kind, dtype, rows, width, in_parallel):
     module, norms = a_module(kind, width, dtype)
     x = streams(rows, width, dtype)
     expected = module(x[None])[0]
     assert expected.std() > 0.1
-    assert torch.equal(apply_norm(x, norms.layer(1)), expected)
+    norm, how = norms.layer(1), {"in_parallel": in_parallel}
+    assert torch.equal(apply_norm(x, norm, **how), expected)
     # As a data set keeps it, and among other vectors of its rows.
     kept = x.to(torch.float16 if dtype == "float16" else torch.float32)
     block = torch.stack([kept, kept, kept], dim=1)
-    found = apply_norm(block[:, 1], norms.layer(1), out=block[:, 1])
+    found = apply_norm(block[:, 1], norm, out=block[:, 1], **how)
     assert torch.equal(found, expected.to(kept.dtype)) and torch.equal(found, block[:, 1])
     assert torch.equal(block[:, 0], kept) and torch.equal(block[:, 2], kept)
 
