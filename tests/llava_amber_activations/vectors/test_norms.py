@@ -7,7 +7,12 @@ from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from llava_amber_activations import ActivationsError
-from llava_amber_activations.vectors.norms import Norms, apply_norm
+from llava_amber_activations.vectors.norms import (
+    Norms,
+    _normalised,
+    _step_by_step,
+    apply_norm,
+)
 
 DTYPES = ("float32", "float16", "bfloat16")
 MODULES = {
@@ -58,6 +63,14 @@ def test_equal_bits_of_the_models_own_module(kind, dtype, rows, width, in_parall
     found = apply_norm(block[:, 1], norm, out=block[:, 1], **how)
     assert torch.equal(found, expected.to(kept.dtype)) and torch.equal(found, block[:, 1])
     assert torch.equal(block[:, 0], kept) and torch.equal(block[:, 2], kept)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "width"), [(1, 64), (7, 4096), (600, 4096)])
+def test_one_call_and_step_by_step(dtype, rows, width):
+    """What a CPU and another device compute r by: here the same bits."""
+    x = streams(rows, width, dtype)
+    assert torch.equal(_normalised(x, 3e-6), _step_by_step(x, 3e-6))
 
 
 def test_each_layer_has_its_own_norm():
