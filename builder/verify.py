@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from builder.contents.chunk_checks import check_chunks
 from builder.contents.store_features import features_contents
 from builder.contents.store_rows import store_contents
 from builder.folder.shard_facts import check_shards
-from llava_amber_activations.console.progress import Progress, progress_of
+from llava_amber_activations.console.progress import Progress
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files.checksums import sha256_of
 from llava_amber_activations.files.read_errors import read_errors
@@ -33,7 +37,6 @@ from llava_amber_activations.formats.dataset_folder import (
     NORMS_FILE,
     REMEDY,
     STATISTICS_FILE,
-    FileEntry,
 )
 from llava_amber_activations.formats.layers import LayerWindow, split_name
 from llava_amber_activations.reading.layer_rows import split_tables, tables_of_layer
@@ -41,19 +44,11 @@ from llava_amber_activations.reading.wanted_layer import WantedLayer
 from llava_amber_activations.sources.sites import read_norms
 from llava_amber_activations.sources.source import Source, open_source
 from llava_amber_activations.sources.statistics import read_statistics
-from llava_amber_activations.store.chunk import Chunk
-from llava_amber_activations.store.features import FeaturesFile, features_path
-from llava_amber_activations.store.layout import (
-    chunk_path,
-    is_store,
-    read_recipe,
-    recipe_chunks,
-    vector_names,
-)
+from llava_amber_activations.store.layout import is_store, read_recipe
 from llava_amber_activations.store.norms_file import read_store_norms
 from llava_amber_activations.store.samples import read_samples
 from llava_amber_activations.store.sums import SUMS_FILE, sums_text
-from llava_amber_activations.vectors.finite import finite_rows, finite_rows_of_array
+from llava_amber_activations.vectors.finite import finite_rows_of_array
 
 
 @dataclass(frozen=True)
@@ -90,39 +85,17 @@ def _verify_store(store: Path) -> Verified:
     recipe = read_recipe(store)
     records = read_samples(store)
     features = features_contents(store, recipe, store_contents(store, recipe, records))
-    chunks = range(len(recipe_chunks(recipe)))
-    n_rows, n_files, sealed = 0, 0, True
-    for number in progress_of(chunks, "verify", unit="chunk"):
-        chunk = Chunk(chunk_path(store, number))
-        sealed &= chunk.is_sealed
-        # Format 1.0 has one checksum of all of a chunk.
-        for name in sorted(chunk.names) if chunk.is_sealed else [SAMPLE]:
-            chunk.check_tensor(name)
-        for name in vector_names(recipe.n_layers):
-            if not finite_rows(chunk.rows(name)).all():
-                raise ActivationsError(f"{name} of {chunk.path} has values that are not finite")
-        n_rows += chunk.n_rows
-        n_files += 1
-        if features is not None and features.chunk_samples[number]:
-            _check_features(features_path(store, number))
-            n_files += 1
+    found = check_chunks(store, recipe, () if features is None else features.chunk_samples)
     read_store_norms(store, recipe)
+    n_files = found.n_files
     checks = ["checksums", "samples", "finite values"]
     if (store / SUMS_FILE).exists():
         n_files += len(sums_text(store).splitlines())
     else:
         checks.append("capture.json and samples.jsonl have no checksums in format 1.0")
-    if features is not None and not sealed:
+    if features is not None and not found.are_sealed:
         checks.append("features have no checksums in format 1.0")
-    return Verified("capture store", n_files, n_rows, tuple(checks))
-
-
-def _check_features(path: Path) -> None:
-    file = FeaturesFile(path)
-    for layer in file.layers:
-        file.check_layer(layer)
-        if not finite_rows(file.rows(layer)).all():
-            raise ActivationsError(f"layer {layer} of {path} has values that are not finite")
+    return Verified("capture store", n_files, found.n_rows, tuple(checks))
 
 
 def _verify_folder(folder: Path) -> Verified:
@@ -157,9 +130,13 @@ def _verify_folder(folder: Path) -> Verified:
 def _check_files(source: Source, folder: Path) -> None:
     manifest = source.manifest
     n_bytes = manifest.bytes_of(list(manifest.files))
-    with Progress("checksums", total=n_bytes, unit="B") as progress:
-        for path, entry in manifest.files.items():
-            _check_file(source, folder / path, path, entry)
+    with (
+        Progress("checksums", total=n_bytes, unit="B") as progress,
+        ThreadPoolExecutor(os.cpu_count() or 1) as threads,
+    ):
+        # Computing a checksum leaves the interpreter to other threads.
+        checked = threads.map(partial(_check_file, source, folder), manifest.files)
+        for entry, _ in zip(manifest.files.values(), checked, strict=True):
             progress.update(entry.bytes)
     for directory in CONFIG_DIRS.values():
         for file in sorted((folder / directory).glob("*.parquet")):
@@ -169,7 +146,8 @@ def _check_files(source: Source, folder: Path) -> None:
                 )
 
 
-def _check_file(source: Source, file: Path, path: str, entry: FileEntry) -> None:
+def _check_file(source: Source, folder: Path, path: str) -> None:
+    file, entry = folder / path, source.manifest.files[path]
     if not file.is_file():
         raise ActivationsError(f"{file} is missing: {REMEDY}")
     with read_errors(file):

@@ -28,7 +28,7 @@ from llava_amber_activations.formats.recipe import Recipe
 from llava_amber_activations.parsing.checked_values import INT32_MAX, check_number, check_sha256
 from llava_amber_activations.store.layout import vector_names
 from llava_amber_activations.store.samples import SampleRecord
-from llava_amber_activations.store.tensor_file import TensorFile, write_tensors
+from llava_amber_activations.store.tensor_file import Look, TensorFile, write_tensors
 from llava_amber_activations.store.tensor_writing import BlockCheck
 
 _METADATA_KEY = "chunk"
@@ -131,14 +131,17 @@ class Chunk:
             return torch.full((stop - start,), -1, dtype=torch.int32)
         return self._file.rows(name, start, stop)
 
-    def check_tensor(self, name: str) -> None:
+    def check_tensor(self, name: str, look: Look | None = None) -> None:
         """Check a tensor's bytes, all of them; in format 1.0 those of the whole chunk.
+
+        Args:
+            look: is shown each piece on the way, as by `TensorFile.check_tensor`.
 
         Raises:
             ActivationsError: they are not as they were written.
         """
         if name in self.names or name not in OPTIONAL_ROW_TENSORS:
-            self._file.check_tensor(name)
+            self._file.check_tensor(name, look)
 
     def check_rows(self, recipe: Recipe) -> None:
         """Check the dtype and the shape of every tensor, and whose rows the chunk holds.

@@ -15,7 +15,7 @@ import torch
 
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.formats.columns import SAMPLE
-from llava_amber_activations.store.tensor_file import TensorFile, write_tensors
+from llava_amber_activations.store.tensor_file import Look, TensorFile, write_tensors
 
 FEATURES_DIR = "features"
 _METADATA_KEY = "features"
@@ -106,10 +106,13 @@ class FeaturesFile:
         if len(widths) > 1:
             raise self.file.damaged(f"its layers have {sorted(widths)} features")
 
-    def check_layer(self, layer: int) -> None:
+    def check_layer(self, layer: int, look: Look | None = None) -> None:
         """Check the bytes of a layer's features, where they have a checksum (from format 1.1 on).
+
+        Args:
+            look: is shown each piece on the way, as by `TensorFile.check_tensor`.
 
         Raises:
             ActivationsError: they are not as they were written.
         """
-        self.file.check_tensor(features_name(layer))
+        self.file.check_tensor(features_name(layer), look)

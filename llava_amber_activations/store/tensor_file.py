@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,27 @@ from llava_amber_activations.parsing.checked_values import check_sha256
 from llava_amber_activations.parsing.sealed_json import SEAL, check_seal, sealed
 from llava_amber_activations.parsing.typed_json import parse_json_object, read_object
 from llava_amber_activations.store.tensor_writing import BlockCheck, write_safetensors
+
+# Read, hashed and looked at while it is in a processor's cache.
+_PIECE_BYTES = 2**20
+_TORCH_DTYPES = {
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "I32": torch.int32,
+}
+
+# What is shown each piece of a tensor that is read: the tensor's name, and its next values.
+Look = Callable[[str, torch.Tensor], None]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a tensor lies in a file: bytes `start` … `stop`."""
+
+    start: int
+    stop: int
+    dtype: torch.dtype
 
 
 @dataclass(frozen=True)
@@ -91,6 +113,12 @@ def tensor_sha256(tensor: torch.Tensor) -> str:
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
     view: memoryview = tensor.contiguous().view(torch.uint8).numpy().data
     return view
+
+
+def _place(said: Any, first: int) -> _Place:
+    """Return where a tensor lies by what the header says of it; `first` is the tensors' byte 0."""
+    start, stop = said["data_offsets"]
+    return _Place(first + start, first + stop, _TORCH_DTYPES.get(said["dtype"], torch.uint8))
 
 
 class TensorFile:
@@ -171,8 +199,7 @@ class TensorFile:
         Raises:
             ActivationsError: the file has no such tensor.
         """
-        if name not in self.names:
-            raise self.damaged(f"it has no tensor {name}")
+        self._check_name(name)
         rows: torch.Tensor = self._file.get_slice(name)[start:stop]
         return rows
 
@@ -182,8 +209,7 @@ class TensorFile:
         Raises:
             ActivationsError: it is another.
         """
-        if name not in self.names:
-            raise self.damaged(f"it has no tensor {name}")
+        self._check_name(name)
         tensor = self._file.get_slice(name)
         found = tuple(tensor.get_shape())
         fits = len(found) == len(shape) and all(
@@ -196,24 +222,71 @@ class TensorFile:
                 f"{name} is {tensor.get_dtype()} {list(found)}, not {wanted_dtype} {wanted}"
             )
 
-    def check_tensor(self, name: str) -> None:
+    def check_tensor(self, name: str, look: Look | None = None) -> None:
         """Check a tensor's bytes, all of them; in format 1.0 those of every tensor of the file.
+
+        They are read a piece at a time: no more than a MiB of them is in memory.
+
+        Args:
+            look: is shown each piece on the way, a tensor's name and [values] of it, which it may
+                not keep; also where there is no checksum.
 
         Raises:
             ActivationsError: they are not as they were written.
         """
-        if self.is_sealed:
-            found, expected = tensor_sha256(self._file.get_tensor(name)), self._sha256.get(name)
-        elif self._sha256_of_all is not None:
-            found, expected = self._digest_of_all(), self._sha256_of_all
-        else:
+        self._check_name(name)
+        names, expected = [name], self._sha256.get(name)
+        if self._sha256_of_all is not None:
+            names, expected = sorted(self.names), self._sha256_of_all
+        if expected is None and look is None:
             return
-        if found != expected:
+        digest = hashlib.sha256()
+        for each in names:
+            for piece in self._pieces(each):
+                digest.update(_bytes_of(piece))
+                if look is not None:
+                    look(each, piece)
+        if expected is not None and digest.hexdigest() != expected:
             whole = f"{name} is" if self.is_sealed else "it is"
             raise self.damaged(f"{whole} not as it was written, its SHA-256 differs")
 
-    def _digest_of_all(self) -> str:
-        digest = hashlib.sha256()
-        for name in sorted(self.names):
-            digest.update(_bytes_of(self._file.get_tensor(name)))
-        return digest.hexdigest()
+    def _pieces(self, name: str) -> Iterator[torch.Tensor]:
+        """Yield a tensor's values, some at a time, in memory that the next ones overwrite."""
+        place = self._places[name]
+        # Not from the mapping, whose pages would stay until the file is closed.
+        memory = torch.empty(min(_PIECE_BYTES, place.stop - place.start), dtype=torch.uint8)
+        at = place.start
+        with read_errors(self.path), self.path.open("rb", buffering=0) as file:
+            file.seek(at)
+            while at < place.stop:
+                piece = memory[: place.stop - at]
+                self._fill(file, _bytes_of(piece))
+                yield piece.view(place.dtype)
+                at += len(piece)
+
+    def _fill(self, file: Any, into: memoryview) -> None:
+        while into:
+            n = file.readinto(into)
+            if not n:
+                raise self.damaged("it was cut short while it was read")
+            into = into[n:]
+
+    def _check_name(self, name: str) -> None:
+        if name not in self.names:
+            raise self.damaged(f"it has no tensor {name}")
+
+    @cached_property
+    def _places(self) -> dict[str, _Place]:
+        """Where each tensor lies, which safetensors has checked and does not tell.
+
+        A file is the size of its header (8 bytes, the lowest first), the header, the tensors'
+        bytes: https://github.com/huggingface/safetensors#format
+        """
+        with read_errors(self.path), self.path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            text = file.read(size)
+        try:
+            header = json.loads(text)
+            return {name: _place(header[name], 8 + size) for name in self.names}
+        except (ValueError, LookupError, TypeError):
+            raise self.damaged("it was changed while it was read") from None

@@ -221,9 +221,9 @@ def test_each_tensor_is_checked_once(all_store, tmp_path, monkeypatch):
 
     checked = Counter()
 
-    def count(file, name, check=tensor_file.TensorFile.check_tensor):
+    def count(file, name, look=None, check=tensor_file.TensorFile.check_tensor):
         checked[file.path.name, name] += 1
-        check(file, name)
+        check(file, name, look)
 
     monkeypatch.setattr(tensor_file.TensorFile, "check_tensor", count)
     build(all_store, tmp_path / "dataset", max_shard_size="1MB")
