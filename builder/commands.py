@@ -117,7 +117,10 @@ def export(
     ] = None,
     dtype: Annotated[
         Literal["float16", "bfloat16", "float32"] | None,
-        typer.Option(help="For a trainer: of the vectors.", show_default="the data's"),
+        typer.Option(
+            help="Of the vectors; another than they were captured in may round.",
+            show_default="as captured; for a trainer as the data set holds them",
+        ),
     ] = None,
     seed: Annotated[
         int | None, typer.Option(min=0, help="For a trainer: of the order.", show_default="0")
@@ -135,7 +138,6 @@ def export(
 ) -> None:
     """Write the files that existing trainers read."""
     of_trainer = {
-        "--dtype": dtype,
         "--seed": seed,
         "--chunk-rows": chunk_rows,
         "--skip-first": skip_first or None,
@@ -157,7 +159,8 @@ def export(
     from builder.asked.dataset_to_read import check_export
 
     check_export(
-        *(source, out, format_, layers, n_targets, first_target, pad_targets, revision), x_site
+        *(source, out, format_, layers, n_targets, first_target, pad_targets, revision),
+        *(x_site, dtype),
     )
     from builder.export import export as export_files
 
@@ -174,6 +177,7 @@ def export(
             batch_size=batch_size,
             pad_targets=pad_targets,
             x_site=x_site,
+            dtype=dtype,
             revision=revision,
         )
     typer.echo(f"{out}: {result.n_files} files of {result.contents}, {result.n_written} new")

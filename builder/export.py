@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
+from operator import itemgetter
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 
-from builder.asked.dataset_to_read import available_layers, check_site, check_targets
+from builder.asked.dataset_to_read import (
+    available_layers,
+    check_site,
+    check_targets,
+    export_dtype,
+)
 from builder.pt.dataset_samples import feature_samples, x_samples
 from builder.pt.export_note import ExportNote, adopt, check_free, vectors_sha256
-from builder.pt.layers_layout import batch_files, write_batch
+from builder.pt.layers_layout import BatchFiles, batch_files, open_batch
 from builder.pt.samples_layout import sample_path, write_sample
+from builder.pt.tensors import as_dtype
 from llava_amber_activations.console.progress import progress_of
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files.leftovers import export_lock_path, sweep
@@ -25,10 +34,11 @@ from llava_amber_activations.files.locks import held
 from llava_amber_activations.formats.arrow_vectors import Vectors
 from llava_amber_activations.formats.columns import SAMPLE
 from llava_amber_activations.formats.dataset_folder import CLT_FEATURES
+from llava_amber_activations.formats.dtypes import DType, torch_dtype
 from llava_amber_activations.formats.layers import LayerWindow, parse_layers, split_name
 from llava_amber_activations.formats.recipe import XSite
 from llava_amber_activations.parsing.safe_pt import is_whole_pt
-from llava_amber_activations.reading.layer_rows import check_wanted, layer_ranges, split_tables
+from llava_amber_activations.reading.layer_rows import check_wanted, layer_pieces, split_tables
 from llava_amber_activations.reading.wanted_layer import WantedLayer, layer_shards
 from llava_amber_activations.sources.sites import site_norms
 from llava_amber_activations.sources.source import Source, open_source
@@ -37,7 +47,9 @@ from llava_amber_activations.vectors.recycled import RecycledMemory
 
 Layout = Literal["layers", "samples"]
 DEFAULT_BATCH_SIZE = 64
-_SAVED_AT_ONCE = 3
+# Files of so many batches are flushed to the disk at once; so many tensors are written at once.
+_ENDED_AT_ONCE = 3
+_MOST_WRITERS = 4
 
 
 @dataclass(frozen=True)
@@ -60,6 +72,7 @@ def export(
     batch_size: int = DEFAULT_BATCH_SIZE,
     pad_targets: bool = False,
     x_site: XSite | None = None,
+    dtype: DType | None = None,
     revision: str | None = None,
 ) -> ExportResult:
     """Export a dataset to `.pt` files; run again after an interruption, it writes what is missing.
@@ -79,6 +92,8 @@ def export(
         pad_targets: append zero tensors up to `n_targets`, as the first capture script did.
         x_site: where `x` is read, as the dataset was captured if None. `mlp_in` is computed from
             `resid_mid` where the dataset holds the model's norms.
+        dtype: of the files' tensors; if None as captured, which is exact, also where the dataset
+            holds bfloat16 as float32. Another may round.
 
     Raises:
         ActivationsError: the source or `out` cannot be used for this, or another process exports
@@ -111,6 +126,7 @@ def export(
         pad_targets=pad_targets,
         recipe=replace(recipe, x_site=x_site or recipe.x_site),
         data_sha256=vectors_sha256(opened.manifest, with_norms=norms is not None),
+        dtype=export_dtype(opened.manifest, dtype),
     )
     check_free(out)
     with held(export_lock_path(out), f"{out} is being exported into"):
@@ -118,16 +134,12 @@ def export(
         for folder in (out, *(out / split_name(layer) for layer in chosen)):
             sweep(folder)
         if layout == "samples":
-            return _export_samples(opened, out, chosen, norms)
-        return _export_layers(opened, out, wanted_layers, batch_size, pad_targets)
+            return _export_samples(opened, out, note, norms)
+        return _export_layers(opened, out, wanted_layers, note)
 
 
 def _export_layers(
-    opened: Source,
-    out: Path,
-    wanted_layers: Sequence[WantedLayer],
-    batch_size: int,
-    pad_targets: bool,
+    opened: Source, out: Path, wanted_layers: Sequence[WantedLayer], note: ExportNote
 ) -> ExportResult:
     n_files = n_written = 0
     plans: dict[tuple[str, ...], list[BatchRows]] = {}
@@ -137,11 +149,10 @@ def _export_layers(
         # Layers that come from the same shards have the same samples.
         if tuple(paths) not in plans:
             lengths = _sample_lengths(opened, paths)
-            plans[tuple(paths)] = equal_length_batches(lengths, batch_size)
+            plans[tuple(paths)] = equal_length_batches(lengths, note.batch_size)
         batches = plans[tuple(paths)]
-        pad_to = wanted.n_targets if pad_targets else 0
         n_files += 2 * len(batches)
-        n_written += _export_layer(opened, paths, batches, out, wanted, pad_to, memory)
+        n_written += _export_layer(opened, paths, batches, out, wanted, note, memory)
     return ExportResult(n_files, n_written, "x and targets")
 
 
@@ -151,32 +162,65 @@ def _export_layer(
     batches: Sequence[BatchRows],
     out: Path,
     wanted: WantedLayer,
-    pad_to: int,
+    note: ExportNote,
     memory: RecycledMemory,
 ) -> int:
-    """Write a layer's missing batch files and return how many they were."""
+    """Write a layer's missing batch files and return how many they were.
+
+    Row groups are read ahead, and each is written before the next, whatever a batch's size.
+    """
     files = [batch_files(out, wanted.layer, number) for number in range(len(batches))]
     missing = [each.number for each in files if not each.are_whole]
     rows = [batches[number].rows for number in missing]
-    ranges = layer_ranges(source, paths, wanted, rows, memory)
-
-    def save(number: int, vectors: list[Vectors]) -> None:
-        batch = batches[number]
-        shape = (batch.n_samples, len(batch.rows) // batch.n_samples, -1)
-        x, *targets = (_tensor(rows).view(shape) for rows in vectors)
-        targets += [torch.zeros_like(targets[0]) for _ in range(pad_to - len(targets))]
-        write_batch(files[number], x, targets)
-
-    # One batch waits for the disk while another is copied and a third is read.
-    saving: deque[Future[None]] = deque()
-    with ThreadPoolExecutor(_SAVED_AT_ONCE) as pool:
-        for number, vectors in zip(missing, ranges, strict=True):
-            if len(saving) == _SAVED_AT_ONCE:
-                saving.popleft().result()
-            saving.append(pool.submit(save, number, vectors))
-        for future in saving:
+    pieces = layer_pieces(source, paths, wanted, rows, memory)
+    pad_to = wanted.n_targets if note.pad_targets else 0
+    # Some batches wait for the disk while the next one is written.
+    ending: deque[Future[None]] = deque()
+    with (
+        ThreadPoolExecutor(_ENDED_AT_ONCE) as enders,
+        ThreadPoolExecutor(min(_MOST_WRITERS, os.cpu_count() or 1)) as writers,
+    ):
+        for number, of_batch in groupby(pieces, key=itemgetter(0)):
+            batch, begun = batches[missing[number]], files[missing[number]]
+            open_files = _write_batch(batch, begun, of_batch, pad_to, note, writers)
+            if len(ending) == _ENDED_AT_ONCE:
+                ending.popleft().result()
+            ending.append(enders.submit(open_files.close))
+        for future in ending:
             future.result()
     return 2 * len(missing)
+
+
+def _write_batch(
+    batch: BatchRows,
+    files: BatchFiles,
+    pieces: Iterator[tuple[int, list[Vectors]]],
+    pad_to: int,
+    note: ExportNote,
+    writers: ThreadPoolExecutor,
+) -> ExitStack:
+    """Write a batch's values, piece by piece, and return what ends its two files."""
+    dtype = torch_dtype(note.tensors_dtype)
+    where = f"batch {files.number} of {files.x.parent.name}"
+    with ExitStack() as stack:
+        writes: list[Callable[[torch.Tensor], None]] = []
+        for _, vectors in pieces:
+            padding = [np.zeros_like(vectors[0])] * (pad_to - len(vectors) + 1)
+            tensors = [*vectors, *padding]
+            if not writes:
+                shape = batch.n_samples, len(batch.rows) // batch.n_samples, vectors[0].shape[1]
+                writes = stack.enter_context(open_batch(files, shape, dtype, len(tensors) - 1))
+
+            def write(write_next: Callable[[torch.Tensor], None], rows: Vectors) -> None:
+                write_next(as_dtype(rows, dtype, where))
+
+            # Computing a checksum and writing leave the interpreter to other threads.
+            writing = [writers.submit(write, *each) for each in zip(writes, tensors, strict=True)]
+            # No file is closed while a thread writes to it.
+            wait(writing)
+            for future in writing:
+                future.result()
+        return stack.pop_all()
 
 
 @dataclass(frozen=True)
@@ -209,15 +253,11 @@ def _sample_lengths(source: Source, paths: list[str]) -> list[int]:
     return [int(stop - start) for start, stop in pairwise(edges)]
 
 
-def _tensor(rows: Vectors) -> torch.Tensor:
-    """View [rows, H] as a tensor whose storage is no larger, or the file would hold all of it."""
-    return torch.from_numpy(rows if rows.flags.writeable else rows.copy())
-
-
 def _export_samples(
-    source: Source, out: Path, layers: Sequence[int], norms: Norms | None
+    source: Source, out: Path, note: ExportNote, norms: Norms | None
 ) -> ExportResult:
     n_files = n_written = 0
+    layers, dtype = note.layers, torch_dtype(note.tensors_dtype)
     if CLT_FEATURES in source.manifest.configs:
         samples, contents = feature_samples(source, layers), "transcoder features"
     else:
@@ -231,7 +271,7 @@ def _export_samples(
         n_written += 1
         activations = {
             # A copy, in memory of its own.
-            layer: torch.from_numpy(np.array(vectors))
+            layer: as_dtype(np.array(vectors), dtype, f"layer {layer} of sample {sample.number}")
             for layer, vectors in zip(layers, sample.vectors, strict=True)
         }
         write_sample(path, activations)

@@ -14,7 +14,7 @@ from builder.folder.new_folder import finish_folder, new_folder
 from builder.pt.export_note import EXPORT_FILE, ExportNote, read_note
 from builder.pt.layers_folder import LayersFolder, scan_layers
 from builder.pt.layers_layout import is_layers_layout
-from builder.pt.samples_folder import scan_samples
+from builder.pt.samples_folder import SamplesFolder, scan_samples
 from builder.shards.plan import parse_shard_size
 from builder.shards.side_by_side import write_side_by_side
 from builder.shards.write import (
@@ -200,14 +200,18 @@ def _write(
 
 
 def _recipe(
-    note: ExportNote | None, layout: str, contents: PartedContents, n_targets: int, n_samples: int
+    note: ExportNote | None,
+    layout: str,
+    contents: LayersFolder | SamplesFolder,
+    n_targets: int,
+    n_samples: int,
 ) -> Recipe:
     """Return what is known of how the data was made: all of it where `export` wrote the folder."""
     known = Recipe(
         n_layers=contents.n_layers,
         hidden_size=contents.width,
         n_targets=n_targets,
-        store_dtype=contents.dtype,
+        store_dtype=contents.store_dtype,
         n_samples=n_samples,
     )
     if note is not None:

@@ -14,7 +14,9 @@ from llava_amber_activations.formats.dataset_folder import (
     ALL_LAYERS,
     CLT_FEATURES,
     DEFAULT_CONFIG,
+    Manifest,
 )
+from llava_amber_activations.formats.dtypes import dataset_dtype
 from llava_amber_activations.formats.layers import LayerWindow, check_n_targets, parse_layers
 from llava_amber_activations.reading.wanted_hooks import hook_shards
 from llava_amber_activations.sources.sites import is_computed
@@ -54,6 +56,7 @@ def check_export(
     pad_targets: bool,
     revision: str | None,
     x_site: str | None = None,
+    dtype: str | None = None,
 ) -> None:
     """Check what can be checked of an export before its tools are loaded.
 
@@ -78,8 +81,18 @@ def check_export(
         n_vectors = sum(1 + len(window.targets(layer)) for layer in chosen)
     else:
         n_vectors = len(chosen)
-    n_bytes = manifest.n_rows * n_vectors * recipe.hidden_size * ITEM_BYTES[manifest.dtype]
+    item = ITEM_BYTES[export_dtype(manifest, dtype)]
+    n_bytes = manifest.n_rows * n_vectors * recipe.hidden_size * item
     check_room(out, n_bytes, f"an export of {len(chosen)} layers")
+
+
+def export_dtype(manifest: Manifest, asked: str | None) -> str:
+    """Return the dtype of exported tensors: as captured, unless another is asked for.
+
+    What was captured in bfloat16 a dataset holds as float32, which is turned back exactly.
+    """
+    captured = manifest.recipe.store_dtype
+    return asked or (captured if dataset_dtype(captured) == manifest.dtype else manifest.dtype)
 
 
 def check_hand_over(source: str, out: Path, asked: HandoverAsked, revision: str | None) -> None:

@@ -19,8 +19,7 @@ from llava_amber_activations.formats.dataset_folder import (
     CLT_FEATURES,
 )
 from llava_amber_activations.formats.layers import split_name, x_name
-from llava_amber_activations.reading.layer_rows import layer_tables, split_tables
-from llava_amber_activations.reading.wanted_layer import WantedLayer
+from llava_amber_activations.reading.layer_rows import split_tables, x_tables
 from llava_amber_activations.sources.source import Source
 from llava_amber_activations.vectors.norms import Norms, apply_norm
 
@@ -57,13 +56,10 @@ def x_samples(
         names = [x_name(layer) for layer in layers]
         samples = _gathered(_blocks(split_tables(source, shards, [SAMPLE, *names]), names))
         return samples if norms is None else _normed(samples, layers, norms)
-    wanted = [
-        WantedLayer(layer, 1, norm=None if norms is None else norms.layer(layer))
-        for layer in layers
-    ]
-    return _side_by_side(
-        [_gathered(_blocks(layer_tables(source, each), [X])) for each in wanted], source
+    samples = _side_by_side(
+        [_gathered(_blocks(x_tables(source, layer), [X])) for layer in layers], source
     )
+    return samples if norms is None else _normed(samples, layers, norms)
 
 
 def _normed(samples: Iterator[Sample], layers: Sequence[int], norms: Norms) -> Iterator[Sample]:

@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files.leftovers import is_empty_or_missing
 from llava_amber_activations.files.whole import write_json
 from llava_amber_activations.formats.dataset_folder import NORMS_FILE, Manifest
+from llava_amber_activations.formats.dtypes import DType, dataset_dtype
 from llava_amber_activations.formats.recipe import Recipe
 from llava_amber_activations.formats.version import FORMAT_VERSION, check_format_version, has_seals
-from llava_amber_activations.parsing.checked_values import INT64_MAX, check_number, check_sha256
+from llava_amber_activations.parsing.checked_values import (
+    INT64_MAX,
+    check_choice,
+    check_number,
+    check_sha256,
+)
 from llava_amber_activations.parsing.sealed_json import check_seal, sealed
 from llava_amber_activations.parsing.typed_json import parse_json_object, read_object
 
@@ -37,6 +43,7 @@ class ExportNote:
             for.
         data_sha256: of the dataset's vectors, as `vectors_sha256` gives it; None in a folder of
             release 1.0.
+        dtype: of the files' tensors; None in a folder of an earlier release: the dataset's own.
     """
 
     format: Literal["layers", "samples"]
@@ -47,12 +54,19 @@ class ExportNote:
     pad_targets: bool
     recipe: Recipe
     data_sha256: str | None = None
+    dtype: str | None = None
 
     def __post_init__(self) -> None:
         check_number("n_targets", self.n_targets, 1, INT64_MAX)
         check_number("first_target", self.first_target, 0, 1)
         check_number("batch_size", self.batch_size, 1, INT64_MAX)
         check_sha256("data_sha256", self.data_sha256)
+        check_choice("dtype", self.dtype, get_args(DType))
+
+    @property
+    def tensors_dtype(self) -> str:
+        """Dtype of the files' tensors, also where an earlier release did not note it."""
+        return self.dtype or dataset_dtype(self.recipe.store_dtype)
 
     def to_json(self) -> dict[str, Any]:
         """Return the note as a JSON object, its own checksum last."""
@@ -120,6 +134,7 @@ def adopt(out: Path, note: ExportNote) -> None:
     if begun is None:
         write_json(out / EXPORT_FILE, note.to_json())
         return
+    begun = replace(begun, dtype=begun.tensors_dtype)
     fields = [field.name for field in dataclasses.fields(note)]
     different = [name for name in fields if getattr(begun, name) != getattr(note, name)]
     if begun.recipe.x_site != note.recipe.x_site:

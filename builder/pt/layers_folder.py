@@ -32,6 +32,7 @@ from llava_amber_activations.formats.columns import (
     STRINGS,
     TOKEN_ID,
 )
+from llava_amber_activations.formats.dtypes import dataset_dtype
 from llava_amber_activations.formats.layers import LayerWindow, mlp_out_name, x_name
 from llava_amber_activations.parsing.safe_pt import check_pt, map_pt
 
@@ -50,6 +51,7 @@ class LayersFolder:
         first_target: distance from a layer to its first target in the files, 0 or 1.
         n_targets: the most targets of a layer in its split, which begin at the next layer.
         mlp_outs: the layers whose MLP output is in the files.
+        store_dtype: of the files' tensors, or what holds all of them exactly.
         n_unchecked: files that have no checksums.
     """
 
@@ -61,13 +63,18 @@ class LayersFolder:
     first_target: int
     n_targets: int
     mlp_outs: tuple[int, ...]
-    dtype: str
+    store_dtype: str
     n_unchecked: int
 
     @property
     def rows_of_samples(self) -> list[int]:
         """Rows of each sample, in order."""
         return [positions for samples, positions in self.shapes for _ in range(samples)]
+
+    @property
+    def dtype(self) -> str:
+        """Float type of a dataset that holds them exactly."""
+        return dataset_dtype(self.store_dtype)
 
     @property
     def part_rows(self) -> list[int]:
@@ -109,7 +116,7 @@ class LayersFolder:
             # Computing a checksum leaves the interpreter to other threads.
             for _ in threads.map(check_pt, (path for f in files.values() for path in (f.x, f.y))):
                 pass
-        first_sample = sum(samples for samples, _ in self.shapes[:number])
+        first_sample = int(self._first_samples[number])
         window = LayerWindow(self.n_layers, self.file_targets, self.first_target)
         vectors: dict[str, torch.Tensor] = {}
         seen: dict[int, tuple[int, torch.Tensor]] = {}
@@ -140,6 +147,11 @@ class LayersFolder:
     def _check_shape(self, tensor: torch.Tensor, path: Path, number: int) -> None:
         if tuple(tensor.shape) != (*self.shapes[number], self.width):
             raise changed_meanwhile(path)
+
+    @cached_property
+    def _first_samples(self) -> np.ndarray:
+        """Number of each batch's first sample."""
+        return first_rows([samples for samples, _ in self.shapes])
 
     @cached_property
     def _first_rows(self) -> np.ndarray:
@@ -228,7 +240,7 @@ def scan_layers(
         first_target=first_target,
         n_targets=_split_targets(folder, list(files), mlp_outs, n_layers, file_targets),
         mlp_outs=tuple(sorted(mlp_outs)),
-        dtype=common_dtype(dtype for form in forms.values() for dtype in form.dtypes),
+        store_dtype=common_dtype(dtype for form in forms.values() for dtype in form.dtypes),
         n_unchecked=sum(form.n_unchecked for form in forms.values()),
     )
 

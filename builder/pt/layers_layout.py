@@ -10,13 +10,15 @@ tensor, the key `data`, a lone `y` and [N, 1, T, H] are read too.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from builder.pt.numbered_files import by_number, matching
-from builder.pt.tensors import Load, exact_floats, save_pt
+from builder.pt.tensors import Load, exact_floats
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.formats.layers import split_name
 from llava_amber_activations.formats.recipe import MOST_LAYERS
@@ -125,15 +127,28 @@ def target_key(number: int) -> str:
     return f"targets[{number}]"
 
 
-def write_batch(files: BatchFiles, x: torch.Tensor, targets: Sequence[torch.Tensor]) -> None:
-    """Write the two files of a batch, each whole or not at all.
+@contextmanager
+def open_batch(
+    files: BatchFiles, shape: tuple[int, int, int], dtype: torch.dtype, n_targets: int
+) -> Iterator[list[Callable[[torch.Tensor], None]]]:
+    """Open the two files of a batch to write; they appear when the block ends without an error.
 
     Args:
-        x: [N, T, H]; the storage of every tensor must be no larger than the tensor.
-        targets: each [N, T, H].
+        shape: [N, T, H] of `x` and of each target.
+
+    Yields:
+        Of `x` and of each target, what writes its next rows, [rows, H] of `dtype`; several threads
+        may write several tensors.
+
+    Raises:
+        ActivationsError: a file cannot be written.
     """
-    save_pt(files.x, {"x": x})
-    save_pt(files.y, {"y": targets[0], "targets": list(targets), "n_targets": len(targets)})
+    from builder.pt.pt_writer import PtTensor, open_pt
+
+    x, *targets = (PtTensor(shape, dtype) for _ in range(1 + n_targets))
+    value = {"y": targets[0], "targets": targets, "n_targets": n_targets}
+    with open_pt(files.x, {"x": x}) as of_x, open_pt(files.y, value) as of_y:
+        yield [partial(of_x.write, x), *(partial(of_y.write, target) for target in targets)]
 
 
 def _layer_folders(folder: Path) -> list[tuple[int, Path]]:

@@ -21,6 +21,7 @@ from builder.pt.tensors import changed_meanwhile, check_finite, common_dtype
 from llava_amber_activations.console.progress import progress_of
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.formats.columns import SAMPLE
+from llava_amber_activations.formats.dtypes import dataset_dtype
 from llava_amber_activations.parsing.safe_pt import check_pt, map_pt
 from llava_amber_activations.store.features import features_name
 
@@ -34,6 +35,7 @@ class SamplesFolder:
         rows_of_samples: positions T of each file.
         layers: that every file holds.
         n_layers: of the model.
+        store_dtype: of the files' tensors, or what holds all of them exactly.
         n_unchecked: files that have no checksums.
     """
 
@@ -42,8 +44,13 @@ class SamplesFolder:
     layers: tuple[int, ...]
     n_layers: int
     width: int
-    dtype: str
+    store_dtype: str
     n_unchecked: int
+
+    @property
+    def dtype(self) -> str:
+        """Float type of a dataset that holds them exactly."""
+        return dataset_dtype(self.store_dtype)
 
     @property
     def part_rows(self) -> tuple[int, ...]:
@@ -127,6 +134,6 @@ def scan_samples(folder: Path, known_layers: int | None = None) -> SamplesFolder
         layers=layers,
         n_layers=known_layers or n_layers,
         width=widths.pop(),
-        dtype=common_dtype(dtypes),
+        store_dtype=common_dtype(dtypes),
         n_unchecked=n_unchecked,
     )

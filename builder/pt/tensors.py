@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files.whole import written_whole
+from llava_amber_activations.formats.arrow_vectors import Vectors
 from llava_amber_activations.formats.dtypes import DType, torch_dtype
 from llava_amber_activations.parsing.safe_pt import floats_of
 
@@ -25,6 +26,33 @@ def save_pt(path: Path, value: Any) -> None:
 
     with written_whole(path) as partial, partial.open("wb") as file:
         torch.save(value, file)
+
+
+def as_dtype(vectors: Vectors, dtype: torch.dtype, where: str) -> torch.Tensor:
+    """Return vectors as a tensor of some dtype: themselves where they are of it and writable.
+
+    Args:
+        vectors: float16 or float32.
+        where: they belong; the beginning of the error's sentence.
+
+    Raises:
+        ActivationsError: a number is beyond the largest of the dtype.
+    """
+    import torch
+
+    from llava_amber_activations.vectors.finite import finite_rows
+
+    # What Arrow holds is not to be written to.
+    found = torch.from_numpy(vectors if vectors.flags.writeable else vectors.copy())
+    if found.dtype == dtype:
+        return found
+    rounded = found.to(dtype)
+    if dtype != torch.float32 and not finite_rows(rounded).all():
+        raise ActivationsError(
+            f"{where} has numbers beyond the largest of {str(dtype).removeprefix('torch.')}, "
+            f"{torch.finfo(dtype).max:g}: give --dtype float32"
+        )
+    return rounded
 
 
 def changed_meanwhile(path: Path) -> ActivationsError:
@@ -71,8 +99,10 @@ def check_finite(tensor: torch.Tensor, path: Path, key: str, first_sample: int) 
 
 
 def common_dtype(dtypes: Iterable[torch.dtype]) -> str:
-    """Return the dtype of a dataset that holds tensors of some dtypes exactly."""
-    return "float16" if set(dtypes) == {torch_dtype("float16")} else "float32"
+    """Return the dtype that holds tensors of some dtypes exactly: theirs, where it is one."""
+    found = set(dtypes)
+    names = [name for name in get_args(DType) if {torch_dtype(name)} == found]
+    return names[0] if names else "float32"
 
 
 def equal_values(first: torch.Tensor, second: torch.Tensor) -> bool:

@@ -18,11 +18,16 @@ from llava_amber_activations.formats.arrow_vectors import (
     vectors_to_arrow,
     width_of,
 )
-from llava_amber_activations.formats.columns import LEADING, NUMBERED, TARGETS, X
+from llava_amber_activations.formats.columns import LEADING, NUMBERED, SAMPLE, TARGETS, X
 from llava_amber_activations.formats.schema import default_schema, layers_of
-from llava_amber_activations.reading.read_ahead import Shards, read_in_order
+from llava_amber_activations.reading.read_ahead import RowGroup, Shards, read_in_order
 from llava_amber_activations.reading.vector_pages import read_vectors
-from llava_amber_activations.reading.wanted_layer import WantedLayer, check_columns, layer_shards
+from llava_amber_activations.reading.wanted_layer import (
+    WantedLayer,
+    check_columns,
+    check_types,
+    layer_shards,
+)
 from llava_amber_activations.sources.shard_file import ShardFile
 from llava_amber_activations.sources.source import Source, expected_of, expected_rows
 from llava_amber_activations.vectors.held_rows import HeldRows, rows_of_block, rows_of_table
@@ -31,7 +36,8 @@ from llava_amber_activations.vectors.recycled import RecycledMemory
 
 
 def _shards_of(source: Source, paths: Sequence[str]) -> Shards:
-    return Shards([source.url(path) for path in paths], expected_of(source, paths))
+    # Read in order, no shard is come back to.
+    return Shards([source.url(path) for path in paths], expected_of(source, paths), most_open=1)
 
 
 def check_wanted(source: Source, wanted: WantedLayer) -> None:
@@ -58,49 +64,57 @@ def tables_of_layer(source: Source, paths: list[str], wanted: WantedLayer) -> It
     )
 
 
-def layer_ranges(
+def layer_pieces(
     source: Source,
     paths: list[str],
     wanted: WantedLayer,
     ranges: Sequence[range],
     memory: RecycledMemory,
-) -> Iterator[list[Vectors]]:
-    """Yield a layer's `x` and targets of each of some ranges of rows: each [rows, H], contiguous.
+) -> Iterator[tuple[int, list[Vectors]]]:
+    """Yield a layer's `x` and targets of some ranges of rows, piece by piece.
 
-    The ranges ascend and do not overlap. Only row groups that hold a wanted row are read.
+    Only row groups that hold a wanted row are read, a few ahead; no more of them is held.
+
+    Args:
+        ranges: of rows; they ascend, do not overlap, and none is empty.
+
+    Yields:
+        A range's number, and the next of its rows: each [rows, H], contiguous.
     """
     shards = _shards_of(source, paths)
-    groups, starts, row = [], [], 0
+    groups: list[RowGroup] = []
+    cuts: list[list[tuple[int, slice]]] = []
+    number = row = 0
     for group in shards.row_groups():
-        span = range(row, row + group.n_rows)
-        if any(rows.start < span.stop and span.start < rows.stop for rows in ranges):
+        stop = row + group.n_rows
+        of_group = []
+        while number < len(ranges) and ranges[number].start < stop:
+            rows = ranges[number]
+            of_group.append((number, slice(max(rows.start - row, 0), min(rows.stop, stop) - row)))
+            if rows.stop > stop:
+                break
+            number += 1
+        if of_group:
             groups.append(group)
-            starts.append(span.start)
-        row = span.stop
+            cuts.append(of_group)
+        row = stop
     blocks = read_in_order(
         shards, groups, lambda shard, number: _read_vectors(shard, number, wanted, memory)
     )
-    unread = zip(starts, blocks, strict=True)
-    held: list[tuple[int, list[Vectors]]] = []
-    for rows in ranges:
-        held = [(start, block) for start, block in held if start + len(block[0]) > rows.start]
-        while not held or held[-1][0] + len(held[-1][1][0]) < rows.stop:
-            held.append(next(unread))
-        cuts = [
-            slice(max(rows.start - start, 0), min(rows.stop - start, len(block[0])))
-            for start, block in held
-        ]
-        parts = [
-            [vectors[cut] for vectors in block] for cut, (_, block) in zip(cuts, held, strict=True)
-        ]
-        if len(parts) == 1:
-            yield parts[0]
-            continue
-        shape = (len(parts[0]), len(rows), parts[0][0].shape[1])
-        joined = memory.empty(shape, parts[0][0].dtype)
-        for pieces, into in zip(zip(*parts, strict=True), joined, strict=True):
-            np.concatenate(pieces, out=into)
-        yield list(joined)
+    for of_group, block in zip(cuts, blocks, strict=True):
+        for number, cut in of_group:
+            yield number, [vectors[cut] for vectors in block]
+
+
+def x_tables(source: Source, layer: int) -> Iterator[pa.Table]:
+    """Yield `sample` and `x` of a layer's own split, a row group at a time, without its targets."""
+    shards = _shards_of(source, layer_shards(source, WantedLayer(layer, 1)))
+
+    def read(shard: ShardFile, number: int) -> pa.Table:
+        check_types(shard.schema, [X], shard.url)
+        return read_columns(shard, number, [SAMPLE, X], use_threads=True)
+
+    yield from read_in_order(shards, shards.row_groups(), read)
 
 
 def _read_vectors(
@@ -122,7 +136,8 @@ def split_tables(
 ) -> Iterator[pa.Table]:
     """Yield the rows of some shards as they are, a row group at a time."""
     # Features are as wide as their transcoder, of which the manifest says nothing.
-    shards = Shards([source.url(path) for path in paths], expected_rows(source, paths))
+    urls = [source.url(path) for path in paths]
+    shards = Shards(urls, expected_rows(source, paths), most_open=1)
     yield from read_in_order(
         shards,
         shards.row_groups(),

@@ -70,6 +70,7 @@ class Shards:
     Args:
         checked: compare the pages' checksums as they are read, which takes a quarter as long as
             decoding them: for what is read once, and kept.
+        most_open: shards that a thread keeps open, with what it has read of them in memory.
     """
 
     def __init__(
@@ -78,9 +79,11 @@ class Shards:
         expected: Expected = NOTHING_EXPECTED,
         *,
         checked: bool = False,
+        most_open: int = _MOST_OPEN,
     ) -> None:
         self._urls = list(urls)
         self._checked = checked
+        self._most_open = most_open
         self._expected = expected
         self._footers: dict[str, pq.FileMetaData] = {}
         self._of_thread = threading.local()
@@ -122,7 +125,7 @@ class Shards:
         files: dict[str, ShardFile] = self._of_thread.__dict__
         file = files.pop(url, None) or ShardFile(url, self.footer(url), checked=self._checked)
         files[url] = file
-        if len(files) > _MOST_OPEN:
+        if len(files) > self._most_open:
             del files[next(iter(files))]
         return file
 

@@ -34,7 +34,7 @@ def commands(small_store, small_dataset, write_layers, tmp_path_factory):
             lambda place: import_pt(pt, place),
         ),
         "export": (
-            "builder.pt.layers_layout.save_pt",
+            "builder.export.open_batch",
             lambda place: ["export", small_dataset, place, "--format", "layers"],
             lambda place: export(small_dataset, place, layout="layers"),
         ),

@@ -12,11 +12,6 @@ from builder.verify import verify
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
-def kept(tensor):
-    """What a dataset holds of a tensor: float16 as it is, bfloat16 as float32."""
-    return tensor if tensor.dtype == torch.float16 else tensor.float()
-
-
 def loaded(folder):
     """Every `.pt` file of a folder by its path, read by torch alone."""
     return {
@@ -43,14 +38,14 @@ def test_layers(write_layers, tmp_path, dtype, old_format):
     for path, value in found.items():
         if path.endswith("_x.pt"):
             assert list(value) == ["x"]
-            assert same(value["x"], kept(written[path]["x"])), path
+            assert same(value["x"], written[path]["x"]), path
         else:
             targets = written[path]["targets"]
             assert list(value) == ["y", "targets", "n_targets"]
             assert value["n_targets"] == len(value["targets"]) == len(targets)
-            assert same(value["y"], kept(targets[0])), path
+            assert same(value["y"], targets[0]), path
             for mine, theirs in zip(value["targets"], targets, strict=True):
-                assert same(mine, kept(theirs)), path
+                assert same(mine, theirs), path
 
 
 @pytest.mark.parametrize("lengths", [(1, 1, 1), (3, 1, 2)])
@@ -66,7 +61,7 @@ def test_samples(write_samples_layout, tmp_path, dtype, lengths):
         assert list(value) == ["activations"]
         assert list(value["activations"]) == [0, 1, 2]
         for layer, tensor in value["activations"].items():
-            assert same(tensor, kept(written[path]["activations"][layer])), path
+            assert same(tensor, written[path]["activations"][layer]), path
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -91,7 +86,7 @@ def test_store(make_small_store, tmp_path, dtype, first_target):
 
     def expected(name, batch):
         whole = torch.cat([chunk.get_tensor(name) for chunk in chunks])
-        return kept(whole[starts[batch] : starts[batch + 1]]).reshape(shapes[batch])
+        return whole[starts[batch] : starts[batch + 1]].reshape(shapes[batch])
 
     for layer in range(n_layers):
         first = layer + first_target

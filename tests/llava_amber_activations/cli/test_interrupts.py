@@ -155,7 +155,7 @@ def test_export(interrupt, cli, last_dataset, tmp_path):
     out = tmp_path / "pt"
     arguments = ["export", last_dataset, out, "--format", "layers", "--batch-size", "4"]
     line = interrupt(
-        arguments, ("builder.pt.layers_layout", "save_pt"), (out / "L2" / "batch_0_x.pt").exists
+        arguments, ("builder.export", "open_batch"), (out / "L2" / "batch_0_x.pt").exists
     )
     assert f"the files that are whole are kept in {out}, and the same command writes" in line
     kept = list(out.rglob("*.pt"))
