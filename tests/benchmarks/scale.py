@@ -1,0 +1,210 @@
+"""A store in the shape of `--positions all`, at two sizes: time, speed and memory of each command.
+
+    python tests/benchmarks/scale.py SCRATCH [--gigabytes 5 20]
+
+Samples of 600 rows, of all 64 vectors of 4096 float16 numbers: 300 MiB each. The store is made,
+used and deleted, and so is what is made of it: that takes twice its size of disk. Each command runs
+in processes of its own. The memory is what they hold themselves, summed over all of them, looked at
+every 20 ms: pages of mapped files, which the kernel takes back when it wants them, are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from bench import machine
+
+from llava_amber_activations.formats.recipe import Recipe
+from llava_amber_activations.store.chunk import write_chunk
+from llava_amber_activations.store.finish import finish_store
+from llava_amber_activations.store.layout import (
+    chunk_path,
+    recipe_chunks,
+    vector_names,
+    write_recipe,
+)
+from llava_amber_activations.store.samples import SampleRecord
+
+N_LAYERS, WIDTH, ROWS, CHUNK_SAMPLES = 32, 4096, 600, 8
+SAMPLE_BYTES = 2 * N_LAYERS * ROWS * WIDTH * 2
+LAYER = 5
+_LOOK_SECONDS = 0.02
+
+_STREAM = """
+import sys
+from llava_amber_activations import Activations
+acts = Activations(sys.argv[1])
+rows = 0
+for batch in acts.batches({layer}, n_targets=1, first_target=0, batch_size=4096, shuffle=True):
+    rows += len(batch["x"])
+assert rows == acts.n_rows, rows
+"""
+
+
+@dataclass(frozen=True)
+class Took:
+    """What a command took.
+
+    Attributes:
+        what: was run.
+        n_bytes: it read or wrote, of raw float16.
+        seconds: it ran.
+        peak: most bytes that its processes held at once.
+    """
+
+    what: str
+    n_bytes: int
+    seconds: float
+    peak: int
+
+
+def main() -> None:
+    """Measure both sizes, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("scratch", type=Path)
+    parser.add_argument("--gigabytes", type=float, nargs="+", default=[5, 20])
+    arguments = parser.parse_args()
+    print(f"{machine()}\n")
+    print("| store | what | s | MB/s of raw float16 | peak memory, MB |")
+    print("|---|---|---|---|---|")
+    for gigabytes in arguments.gigabytes:
+        n_samples = max(1, round(gigabytes * 1e9 / SAMPLE_BYTES))
+        folder = arguments.scratch / f"scale-{n_samples}"
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            for took in measure(folder, n_samples):
+                print(
+                    f"| {n_samples * SAMPLE_BYTES / 1e9:.1f} GB | {took.what} | {took.seconds:.1f} "
+                    f"| {took.n_bytes / took.seconds / 1e6:,.0f} | {took.peak / 1e6:,.0f} |",
+                    flush=True,
+                )
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def measure(folder: Path, n_samples: int) -> list[Took]:
+    """Make a store, and run every command on it."""
+    store, dataset = folder / "store", folder / "dataset"
+    make_all_positions(store, n_samples)
+    whole = n_samples * SAMPLE_BYTES
+    pair = 2 * n_samples * ROWS * WIDTH * 2
+    amber = [sys.executable, "-m", "llava_amber_activations", "-q"]
+    build = [*amber, "build", store, dataset, "--configs", "all_layers"]
+    export = [*amber, "export", dataset, folder / "pt", "--layers", LAYER, "--n-targets", "1"]
+    took = [
+        run("verify the store", whole, [*amber, "verify", store]),
+        run("build all_layers", whole, build),
+    ]
+    first = digests(dataset)
+    shutil.rmtree(dataset)
+    killed = took[-1].seconds / 2
+    run("", 0, build, kill_after=killed)
+    took.append(run(f"build again, killed after {killed:.0f} s", whole, build))
+    if digests(dataset) != first:
+        raise RuntimeError("the build that was killed and run again gave other files")
+    took += [
+        run("verify the data set", whole, [*amber, "verify", dataset]),
+        run(
+            f"shuffled stream of layer {LAYER}, x and mlp_out",
+            pair,
+            [sys.executable, "-c", _STREAM.format(layer=LAYER), dataset],
+        ),
+        run(f"export of layer {LAYER}, 1 target", pair, [*export, "--format", "layers"]),
+    ]
+    return took
+
+
+def run(
+    what: str, n_bytes: int, command: Sequence[object], kill_after: float | None = None
+) -> Took:
+    """Run a command, looking at what its processes hold; end all of them after a time."""
+    start = time.perf_counter()
+    process = psutil.Popen(list(map(str, command)), stdout=subprocess.DEVNULL)
+    peak = 0
+    while process.poll() is None:
+        peak = max(peak, held_bytes(process))
+        if kill_after is not None and time.perf_counter() - start > kill_after:
+            for each in [*process.children(recursive=True), process]:
+                each.kill()
+            process.wait()
+            return Took(what, n_bytes, kill_after, peak)
+        time.sleep(_LOOK_SECONDS)
+    if process.returncode:
+        raise RuntimeError(f"{what} ended with {process.returncode}")
+    return Took(what, n_bytes, time.perf_counter() - start, peak)
+
+
+def held_bytes(process: psutil.Process) -> int:
+    """Return what a process and those below it hold, without pages of files."""
+    total = 0
+    try:
+        for each in [process, *process.children(recursive=True)]:
+            text = Path(f"/proc/{each.pid}/smaps_rollup").read_text()
+            total += sum(
+                int(found) for found in re.findall(r"^Pss_(?:Anon|Shmem): +(\d+) kB$", text, re.M)
+            )
+    except (OSError, psutil.Error):
+        return 0  # one of them has just ended
+    return total * 1024
+
+
+def digests(dataset: Path) -> str:
+    """Return the manifest, which has the checksum of every file of the data set."""
+    return (dataset / "manifest.json").read_text()
+
+
+def make_all_positions(folder: Path, n_samples: int) -> None:
+    """Write a finished store of drawn values; the rows of each chunk are others."""
+    recipe = Recipe(
+        n_layers=N_LAYERS,
+        hidden_size=WIDTH,
+        n_targets=16,
+        store_dtype="float16",
+        dtype="float16",
+        positions="all",
+        x_site="resid_mid",
+        n_samples=n_samples,
+        chunk_samples=CHUNK_SAMPLES,
+        model="drawn values",
+        benchmark="drawn.json",
+    )
+    write_recipe(folder, recipe)
+    generator = np.random.default_rng(0)
+    n_rows = CHUNK_SAMPLES * ROWS
+    scale = generator.lognormal(0.0, 0.5, WIDTH).astype(np.float32)
+    drawn = generator.standard_normal((2 * n_rows, WIDTH), dtype=np.float32)
+    pool = torch.from_numpy((drawn * scale).astype(np.float16))
+    for number, samples in enumerate(recipe_chunks(recipe)):
+        n = len(samples) * ROWS
+        tensors: dict[str, torch.Tensor] = {}
+        for slot, name in enumerate(vector_names(N_LAYERS)):
+            start = (97 * slot + 31 * number) % n_rows
+            tensors[name] = pool[start : start + n]
+        numbers = torch.arange(samples.start, samples.stop, dtype=torch.int32)
+        tensors["sample"] = numbers.repeat_interleave(ROWS)
+        tensors["position"] = torch.arange(ROWS, dtype=torch.int32).repeat(len(samples))
+        tensors["token_id"] = torch.full((n,), 32000, dtype=torch.int32)
+        tensors["kind"] = torch.ones(n, dtype=torch.int32)
+        tensors["patch_row"] = torch.full((n,), -1, dtype=torch.int32)
+        tensors["patch_col"] = tensors["patch_row"].clone()
+        records = [
+            SampleRecord(s, s + 1, f"AMBER_{s + 1}.jpg", "Describe this image.", None, ROWS)
+            for s in samples
+        ]
+        write_chunk(chunk_path(folder, number), tensors, records)
+    finish_store(folder, recipe)
+
+
+if __name__ == "__main__":
+    main()
