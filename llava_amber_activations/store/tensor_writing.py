@@ -22,13 +22,24 @@ from typing import Any, Protocol
 import torch
 
 from llava_amber_activations.files.write_errors import write_errors
-from llava_amber_activations.formats.dtypes import SAFETENSORS_NAMES
 
 MOST_THREADS = 4
 # What is hashed, checked and written one after the other stays in a core's cache meanwhile.
 _BLOCK_BYTES = 1 << 20
-# The wider first; of one width, as safetensors has them.
-_ORDER = ("F32", "I32", "BF16", "F16")
+# What safetensors calls them, in its own order: the wider first.
+_NAMES = {
+    torch.int64: "I64",
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.int32: "I32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_ORDER = tuple(_NAMES.values())
 _LENGTH_BYTES = 8
 
 
@@ -111,7 +122,7 @@ def _place(tensors: Mapping[str, torch.Tensor | Sequence[torch.Tensor]]) -> list
             raise ValueError(f"{name} is a non contiguous tensor")
         rows, *width = parts[0].shape
         shape = (sum(len(part) for part in parts) if len(parts) > 1 else rows, *width)
-        dtype = SAFETENSORS_NAMES[str(parts[0].dtype).removeprefix("torch.")]
+        dtype = _NAMES[parts[0].dtype]
         unplaced.append((name, parts, shape, dtype))
     unplaced.sort(key=lambda each: (_ORDER.index(each[3]), each[0]))
     ends = list(accumulate(sum(part.nbytes for part in parts) for _, parts, _, _ in unplaced))

@@ -13,7 +13,10 @@ from safetensors.torch import load_file, save_file
 from llava_amber_activations.store import tensor_writing
 from llava_amber_activations.store.tensor_writing import write_safetensors
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.int32)
+DTYPES = (
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool),
+    *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+)
 
 
 @st.composite
