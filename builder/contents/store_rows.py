@@ -55,6 +55,8 @@ class StoreRows:
         self._starts = [0, *accumulate(contents.chunk_rows)]
         self._checked = checked_in(contents.build)
         self._open: tuple[int, Chunk] | None = None
+        # Of that chunk's samples. Those of all would travel with every shard to its process.
+        self._records: dict[int, SampleRecord] = {}
 
     def vectors(self, name: str, rows: range) -> Vectors:
         """Read a vector of some rows: [rows, H]."""
@@ -63,11 +65,13 @@ class StoreRows:
 
     def leading(self, rows: range) -> dict[str, pa.Array]:
         """Read the leading columns of some rows."""
-        sample = self._integers(SAMPLE, rows)
+        records = [
+            self._records[sample] for part in self._parts(SAMPLE, rows) for sample in part.tolist()
+        ]
         return {
-            SAMPLE: pa.array(sample),
-            ID: pa.array([self._contents.ids[number] for number in sample], pa.int32()),
-            IMAGE: pa.array([self._contents.images[number] for number in sample], pa.string()),
+            SAMPLE: pa.array([record.sample for record in records], pa.int32()),
+            ID: pa.array([record.id for record in records], pa.int32()),
+            IMAGE: pa.array([record.image for record in records], pa.string()),
             KIND: pa.array([kind_name(code) for code in self._integers(KIND, rows)], pa.string()),
             **{
                 name: pa.array(self._integers(name, rows))
@@ -88,7 +92,9 @@ class StoreRows:
 
     def _chunk(self, number: int) -> Chunk:
         if self._open is None or self._open[0] != number:
-            self._open = (number, Chunk(chunk_path(self._contents.store, number)))
+            chunk = Chunk(chunk_path(self._contents.store, number))
+            self._open = (number, chunk)
+            self._records = {record.sample: record for record in chunk.records}
         return self._open[1]
 
 
@@ -98,7 +104,6 @@ class StoreContents:
 
     Attributes:
         chunk_rows: rows of each chunk.
-        ids, images: of each sample.
         sha256: one checksum of all that the store says of itself, its tensors' checksums included.
         build: names this opening of the store, in whatever process its rows are read.
     """
@@ -108,8 +113,6 @@ class StoreContents:
     n_layers: int
     width: int
     chunk_rows: tuple[int, ...]
-    ids: tuple[int, ...]
-    images: tuple[str, ...]
     sha256: str
     build: str
 
@@ -149,8 +152,6 @@ def store_contents(store: Path, recipe: Recipe, records: Sequence[SampleRecord])
         n_layers=recipe.n_layers,
         width=recipe.hidden_size,
         chunk_rows=tuple(chunk_rows),
-        ids=tuple(record.id for record in records),
-        images=tuple(record.image for record in records),
         sha256=digest.hexdigest(),
         build=uuid4().hex,
     )
