@@ -142,7 +142,8 @@ def _plan(
     shard_bytes: int,
 ) -> list[ShardTask]:
     row_bytes = len(names) * form.width * np.dtype(form.dtype).itemsize
-    shards = plan_shards(plan_row_groups(rows_of_samples, row_bytes), row_bytes, shard_bytes)
+    row_groups = plan_row_groups(rows_of_samples, form.width, row_bytes)
+    shards = plan_shards(row_groups, row_bytes, shard_bytes)
     split = ALL_LAYERS_SPLIT if layer is None else split_name(layer)
     return [
         ShardTask(
