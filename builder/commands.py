@@ -52,20 +52,28 @@ def build(
     dataset: Annotated[Path, typer.Argument(help="New dataset folder.")],
     n_targets: NTargets = None,
     configs: Annotated[
-        str, typer.Option(help="default (with L0 …), all_layers, or both.")
-    ] = "default,all_layers",
+        str | None,
+        typer.Option(
+            help="default (with L0 …), all_layers, or both.",
+            show_default="default,all_layers; all_layers alone where default is over 20 GB",
+        ),
+    ] = None,
     max_shard_size: MaxShardSize = "500MB",
     num_proc: NumProc = 1,
+    force: Annotated[
+        bool, typer.Option("--force", help="Go on where the disk has too little room.")
+    ] = False,
 ) -> None:
     """Build a dataset folder, which load_dataset opens, from a capture store."""
     from builder.asked.store_to_build import check_build
 
-    names = [name.strip() for name in configs.split(",")]
-    check_build(store, dataset, n_targets, names, max_shard_size)
+    names = None if configs is None else [name.strip() for name in configs.split(",")]
+    check_build(store, dataset, n_targets, names, max_shard_size, force=force)
     from builder.build import build as build_folder
+    from builder.folder.unfinished import said_kept
 
     was_there = (dataset / "manifest.json").is_file()
-    with interruptible(lambda: _unfinished(dataset)):
+    with interruptible(lambda: said_kept(dataset) or _unfinished(dataset)):
         manifest = build_folder(
             store,
             dataset,
@@ -73,6 +81,7 @@ def build(
             configs=names,
             max_shard_size=max_shard_size,
             num_proc=num_proc,
+            force=force,
         )
     config = next(iter(manifest.splits("default")), manifest.configs[-1])
     already = "built already from this store with these options, " if was_there else ""

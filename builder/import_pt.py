@@ -17,7 +17,7 @@ from builder.pt.layers_layout import is_layers_layout
 from builder.pt.samples_folder import SamplesFolder, scan_samples
 from builder.shards.plan import parse_shard_size
 from builder.shards.side_by_side import write_side_by_side
-from builder.shards.write import (
+from builder.shards.tasks import (
     ShardTask,
     plan_all_layers,
     plan_features,

@@ -6,7 +6,12 @@ from pathlib import Path
 
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.extras import need_extras
-from llava_amber_activations.files.leftovers import folder_lock_path, is_empty_or_missing, sweep
+from llava_amber_activations.files.leftovers import (
+    folder_lock_path,
+    is_empty_or_missing,
+    sweep,
+    unfinished_path,
+)
 from llava_amber_activations.files.locks import clear_dead
 
 # Of vectors as they lie in memory, what compressed ones take at least. Measured: 0.85 of float16;
@@ -35,6 +40,12 @@ def check_free(dataset: Path) -> None:
     clear_leftovers(dataset)
     if dataset.exists() and (not dataset.is_dir() or any(dataset.iterdir())):
         raise ActivationsError(f"{dataset} already holds something: give a new or an empty folder")
+
+
+def bytes_kept(dataset: Path) -> int:
+    """Return how many bytes of shards a build that was broken off has finished already."""
+    kept = unfinished_path(dataset.resolve()).rglob("*.parquet")
+    return sum(path.stat().st_size for path in kept)
 
 
 def check_figures() -> None:

@@ -5,22 +5,38 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from builder.asked.new_place import ITEM_BYTES, LEAST_SHARE, check_figures, check_free
+from builder.asked.new_place import (
+    ITEM_BYTES,
+    LEAST_SHARE,
+    bytes_kept,
+    check_figures,
+    check_free,
+)
 from builder.shards.plan import parse_shard_size
+from llava_amber_activations.console.sizes import readable_size
+from llava_amber_activations.console.verbosity import note
 from llava_amber_activations.errors import ActivationsError
-from llava_amber_activations.files.room import check_room
+from llava_amber_activations.files.room import check_room, free_bytes
 from llava_amber_activations.formats.dataset_folder import (
     ALL_LAYERS,
     DEFAULT_CONFIG,
     MANIFEST_FILE,
 )
 from llava_amber_activations.formats.dtypes import dataset_dtype
-from llava_amber_activations.formats.layers import LayerWindow, check_n_targets
+from llava_amber_activations.formats.layers import (
+    LayerWindow,
+    check_n_targets,
+    mlp_out_name,
+    x_name,
+)
 from llava_amber_activations.formats.recipe import Recipe
 from llava_amber_activations.store.layout import read_recipe
 from llava_amber_activations.store.samples import read_samples
 
 BUILT_CONFIGS = (DEFAULT_CONFIG, ALL_LAYERS)
+# `default` says nothing that `all_layers` does not, in several times the bytes. What 20 GB more
+# cost is room on most disks, and minutes; beyond that somebody must have asked for it.
+MOST_DEFAULT_BYTES = 20_000_000_000
 
 
 def check_configs(configs: Sequence[str]) -> None:
@@ -39,16 +55,22 @@ def check_build(
     store: Path,
     dataset: Path,
     n_targets: int | None,
-    configs: Sequence[str],
+    configs: Sequence[str] | None,
     max_shard_size: str,
+    *,
+    force: bool = False,
 ) -> None:
     """Check what can be checked of a build before its tools are loaded.
+
+    Args:
+        configs: as `build` takes them.
+        force: go on where the disk has too little room.
 
     Raises:
         ActivationsError: the options are not right, the store is none or unfinished, something is
             in the way at `dataset`, or its disk has too little room.
     """
-    check_configs(configs)
+    check_configs(BUILT_CONFIGS if configs is None else configs)
     parse_shard_size(max_shard_size)
     if not store.is_dir():
         raise ActivationsError(f"there is no such folder: {store}")
@@ -64,9 +86,78 @@ def check_build(
         return  # built already, perhaps from this store
     check_free(dataset)
     check_figures()
+    configs = configs_to_build(recipe, rows, n_targets, configs)
+    check_build_room(dataset, recipe, rows, n_targets, configs, force=force)
+
+
+def configs_to_build(
+    recipe: Recipe, rows: int, n_targets: int | None, asked: Sequence[str] | None
+) -> tuple[str, ...]:
+    """Return the configs that were asked for; where none were, those that a build brings unasked.
+
+    These are both, or `all_layers` alone where `default` takes more than `MOST_DEFAULT_BYTES`.
+    """
+    if asked is not None:
+        return tuple(asked)
+    default = raw_bytes(recipe, rows, n_targets, [DEFAULT_CONFIG])
+    return BUILT_CONFIGS if default <= MOST_DEFAULT_BYTES else (ALL_LAYERS,)
+
+
+def check_build_room(
+    dataset: Path,
+    recipe: Recipe,
+    rows: int,
+    n_targets: int | None,
+    configs: Sequence[str],
+    *,
+    force: bool,
+) -> None:
+    """Check that the disk has room for what a build writes at least, beside what is kept of it.
+
+    Raises:
+        ActivationsError: it has not, and `force` is not set.
+    """
     share = LEAST_SHARE[dataset_dtype(recipe.store_dtype)]
-    what = f"a dataset folder of {rows} rows ({','.join(configs)})"
-    check_room(dataset, share * raw_bytes(recipe, rows, n_targets, configs), what)
+    kept = bytes_kept(dataset)
+    least = share * raw_bytes(recipe, rows, n_targets, configs) - kept
+    rest = "the rest of " if kept else ""
+    what = f"{rest}a dataset folder of {rows} rows ({','.join(configs)})"
+    check_room(dataset, least, what, force=force)
+
+
+def say_build(
+    dataset: Path,
+    recipe: Recipe,
+    rows: int,
+    n_targets: int | None,
+    configs: Sequence[str],
+    *,
+    asked: bool,
+) -> None:
+    """Say what a build will write; and where it leaves `default` out, how layers are read then.
+
+    Args:
+        asked: whether somebody chose the configs.
+    """
+    store_bytes = raw_bytes(recipe, rows, n_targets, [ALL_LAYERS])
+    sizes = {name: raw_bytes(recipe, rows, n_targets, [name]) for name in BUILT_CONFIGS}
+    each = " and ".join(
+        f"{readable_size(sizes[name])} of {name} ({sizes[name] / store_bytes:.1f} x the vectors)"
+        for name in configs
+    )
+    share = LEAST_SHARE[dataset_dtype(recipe.store_dtype)]
+    note(
+        f"{dataset}: {rows} rows, {each}, before compression, which leaves {share} of it or more; "
+        f"its disk has {readable_size(free_bytes(dataset))} free"
+    )
+    if not asked and DEFAULT_CONFIG not in configs:
+        columns = f"['{x_name(0)}', '{mlp_out_name(min(1, recipe.n_layers - 1))}']"
+        note(
+            f"default is left out, because its {readable_size(sizes[DEFAULT_CONFIG])} are more "
+            f"than {readable_size(MOST_DEFAULT_BYTES)}: load_dataset('{dataset}', '{ALL_LAYERS}', "
+            f"columns={columns}), load_activations, open_layer and Activations read layers "
+            f"without it; --configs {','.join(BUILT_CONFIGS)} writes it"
+        )
 
 
 def raw_bytes(recipe: Recipe, rows: int, n_targets: int | None, configs: Sequence[str]) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from builder.asked.new_place import check_free
 from builder.folder.card import write_card
 from builder.folder.statistics import statistics_of
+from builder.folder.unfinished import check_nothing_kept
 from builder.shards.vector_moments import VectorMoments
 from llava_amber_activations.files.checksums import sha256_of
 from llava_amber_activations.files.leftovers import (
@@ -44,13 +45,15 @@ def new_folder(dataset: Path) -> Iterator[Path]:
 
     Raises:
         LockHeldError: another process is making `dataset`.
-        ActivationsError: there is something at `dataset`, or it cannot be written.
+        ActivationsError: there is something at `dataset`, or a build of it was broken off, or it
+            cannot be written.
     """
     check_free(dataset)
     # Resolved, because a folder cannot be renamed to a link.
     dataset = dataset.resolve()
     with held(folder_lock_path(dataset), f"{dataset} is being made"):
         check_free(dataset)
+        check_nothing_kept(dataset)
         remove(dataset.with_name(f".{dataset.name}.partial"))  # as it was named before format 1.1
         partial = partial_path(dataset)
         try:

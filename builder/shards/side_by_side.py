@@ -9,16 +9,9 @@ from itertools import groupby
 from pathlib import Path
 
 from builder.contents.parts import OpenParts, PartedContents
+from builder.shards.tasks import ShardTask, plan_outliers, schema_of
 from builder.shards.vector_moments import VectorMoments
-from builder.shards.write import (
-    Done,
-    ShardTask,
-    joined,
-    n_threads,
-    plan_outliers,
-    schema_of,
-    write_shard,
-)
+from builder.shards.write import Joined, n_threads, write_shard
 from llava_amber_activations.console.progress import Progress
 from llava_amber_activations.formats.dataset_folder import FileEntry
 
@@ -63,7 +56,12 @@ def write_side_by_side(
                 writing.result()
             parts.close_before(min((s.wanted.start for s in splits if s.wanted), default=stop))
             progress.update(stop - parts.starts[number])
-    entries, moments = joined(tasks, (each for split in splits for each in split.done))
+    entries: dict[str, FileEntry] = {}
+    moments: dict[str, VectorMoments] = {}
+    for split in splits:
+        entries |= split.joined.entries
+        # Those of one split: of all layers.
+        moments |= split.joined.moments
     again = plan_outliers(tasks, moments)
     if again:
         moments |= write_side_by_side(folder, contents, again, num_proc, "outliers")[1]
@@ -75,12 +73,12 @@ class _Split:
 
     Attributes:
         wanted: rows of the next row group; None where all is written.
-        done: what the shards gave, once all are written.
+        joined: what the shards gave that are written.
     """
 
     def __init__(self, folder: Path, parts: OpenParts, tasks: Sequence[ShardTask]) -> None:
         self.wanted: range | None = range(0)
-        self.done: list[Done] = []
+        self.joined = Joined()
         self._writing = self._write(folder, parts, tasks)
 
     def _write(
@@ -88,7 +86,7 @@ class _Split:
     ) -> Generator[range, None, None]:
         for task in tasks:
             schema = schema_of(parts, task)
-            self.done.append((yield from write_shard(folder, parts, task, schema)))
+            self.joined.add(task, (yield from write_shard(folder, parts, task, schema)))
 
     def can_advance(self, stop: int) -> bool:
         """Whether there is something to write where rows up to `stop` can be read."""

@@ -2,6 +2,7 @@
 
 .NAME.HOST.PID.START.COUNT.partial     a file or a folder that was being written
 .NAME.lock                             who writes here; see `locks`
+.NAME.unfinished                       a folder whose finished parts the next run goes on with
 """
 
 from __future__ import annotations
@@ -38,6 +39,11 @@ def export_lock_path(out: Path) -> Path:
 def folder_lock_path(folder: Path) -> Path:
     """Return the path of the lock of a folder that is made beside its place."""
     return folder.with_name(f".{_cut(folder.name)}.lock")
+
+
+def unfinished_path(folder: Path) -> Path:
+    """Return the path of what is kept of a folder that is not whole yet."""
+    return folder.with_name(f".{_cut(folder.name)}.unfinished")
 
 
 def partial_path(path: Path) -> Path:

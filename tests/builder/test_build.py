@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from folders import files_of
 from format_1_0 import make_manifest_1_0, make_store_1_0
 from manifests import seal
 from safetensors.torch import load_file
@@ -187,18 +188,25 @@ def flip(path, at):
 def test_a_flipped_value_is_not_vouched_for(
     small_store, tmp_path, monkeypatch, most_threads, configs
 ):
-    """Read for a shard or for the statistics alone: no folder, and the chunk is named."""
+    """Read for a shard or for the statistics alone: no folder, and the chunk is named.
+
+    Shards that were finished are right, and kept: with the chunk put right, they are gone on with.
+    """
     monkeypatch.setattr("builder.shards.write._MOST_THREADS", most_threads)
     store = tmp_path / "store"
     shutil.copytree(small_store, store)
     path = store / "chunks" / "chunk-00001.safetensors"
-    before = sorted(tmp_path.iterdir())
+    before = {path.name for path in tmp_path.iterdir()}
     flip(path, first_byte(path, "x_03"))
     with pytest.raises(ActivationsError, match=r"chunk-00001\.safetensors is damaged .x_03 is"):
         build(store, tmp_path / "dataset", configs=configs, num_proc=1)
-    assert sorted(tmp_path.iterdir()) == before
+    assert {path.name for path in tmp_path.iterdir()} <= before | {".dataset.unfinished"}
+    assert not list(tmp_path.rglob("manifest.json"))
     flip(path, first_byte(path, "x_03"))
     build(store, tmp_path / "dataset", configs=configs)
+    assert {path.name for path in tmp_path.iterdir()} == before | {"dataset"}
+    build(store, tmp_path / "undisturbed", configs=configs)
+    assert files_of(tmp_path / "dataset") == files_of(tmp_path / "undisturbed")
 
 
 def test_every_tensor_is_checked_by_build(small_store, tmp_path):
@@ -278,7 +286,7 @@ def test_built_already(small_store, make_small_store, tmp_path, cli):
 
 
 def test_a_killed_build_leaves_no_folder(last_store, tmp_path, monkeypatch):
-    """What breaks off in the middle leaves nothing that could be taken for a dataset."""
+    """What breaks off in the end leaves nothing that could be taken for a dataset."""
     import builder.folder.figures as figures
 
     def break_off(*args):
@@ -287,4 +295,7 @@ def test_a_killed_build_leaves_no_folder(last_store, tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "draw_figures", break_off)
     with pytest.raises(KeyboardInterrupt):
         build(last_store, tmp_path / "dataset")
-    assert list(tmp_path.iterdir()) == []
+    [kept] = tmp_path.iterdir()
+    assert kept.name == ".dataset.unfinished"
+    with pytest.raises(ActivationsError, match="is not a dataset of activations"):
+        verify(kept / "dataset")

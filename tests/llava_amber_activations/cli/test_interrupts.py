@@ -91,19 +91,40 @@ def test_capture(interrupt, cli, tiny_llava, query_file, image_dir, last_store, 
     assert verify(store).n_rows == 8
 
 
+def check_kept(line, dataset):
+    """Check that a build says what it keeps: the shards that are whole, and nothing half.
+
+    Returns:
+        How many they are.
+    """
+    unfinished = dataset.with_name(f".{dataset.name}.unfinished")
+    kept = list(unfinished.rglob("*.parquet"))
+    if kept:
+        said = rf"{len(kept)} finished shards of {re.escape(str(dataset))} are kept in (\S+), and "
+        assert re.search(said + "the same command makes the rest", line)[1] == str(unfinished)
+    else:
+        assert f"nothing of {dataset} is kept, and the same command makes it" in line
+    assert list(dataset.parent.iterdir()) == ([unfinished] if kept else [])
+    assert not [name for name in names(dataset.parent) if name.endswith((".partial", ".lock"))]
+    return len(kept)
+
+
 @pytest.mark.parametrize("num_proc", [1, 5], ids=["threads", "processes"])
 def test_build(interrupt, cli, last_store, tmp_path, num_proc):
+    """Shards that are finished are kept, and not made again."""
     dataset = tmp_path / "here" / "dataset"
     dataset.parent.mkdir()
     arguments = ["build", last_store, dataset]
     line = interrupt(
         [*arguments, "--num-proc", num_proc],
         ("builder.shards.write", "open_shard"),
-        lambda: any(dataset.parent.glob(".*.partial/data/*.parquet")),
+        lambda: any(dataset.parent.glob(".dataset.unfinished/finished/shard-*")),
     )
-    assert f"nothing of {dataset} is kept, and the same command makes it" in line
-    assert names(dataset.parent) == []
-    assert cli(*arguments).returncode == 0
+    n_kept = check_kept(line, dataset)
+    assert 0 < n_kept < 32
+    again = cli(*arguments)
+    assert again.returncode == 0
+    assert f"{n_kept} shards of {dataset} are finished: they are checked and kept" in again.stderr
     assert verify(dataset).n_rows == 8
 
 
@@ -123,7 +144,10 @@ def slow_to_start(tmp_path):
 
 
 def test_build_whose_processes_only_begin(interrupt, last_store, slow_to_start, tmp_path):
-    """They printed a traceback each where they were still importing."""
+    """They printed a traceback each where they were still importing.
+
+    What they were given already they finish.
+    """
     dataset = tmp_path / "here" / "dataset"
     dataset.parent.mkdir()
     line = interrupt(
@@ -132,7 +156,7 @@ def test_build_whose_processes_only_begin(interrupt, last_store, slow_to_start, 
         (tmp_path / "started").exists,
         slow_to_start,
     )
-    assert f"nothing of {dataset} is kept" in line and names(dataset.parent) == []
+    check_kept(line, dataset)
 
 
 def test_capture_whose_workers_only_begin(
