@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,10 +14,19 @@ from builder.asked.store_to_build import (
     configs_to_build,
     say_build,
 )
-from builder.contents.store_features import features_contents
-from builder.contents.store_rows import store_contents
+from builder.contents.contents import Contents
+from builder.contents.store_features import FeaturesContents, features_contents
+from builder.contents.store_rows import StoreContents, store_contents
 from builder.folder.new_folder import finish_folder
-from builder.folder.unfinished import build_said, clear_others, unfinished_folder
+from builder.folder.ranks import Ranks, begin_launch, take_part, wait_for_folder, wait_for_others
+from builder.folder.unfinished import (
+    Unfinished,
+    build_said,
+    clear_others,
+    is_begun,
+    unfinished_at,
+    unfinished_folder,
+)
 from builder.shards.plan import parse_shard_size
 from builder.shards.tasks import (
     ShardTask,
@@ -25,7 +35,8 @@ from builder.shards.tasks import (
     plan_layer,
     plan_moments,
 )
-from builder.shards.write import write_shards
+from builder.shards.vector_moments import VectorMoments
+from builder.shards.write import finish_shards, write_shards
 from llava_amber_activations.console.verbosity import note
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files.leftovers import remove, unfinished_path
@@ -34,6 +45,7 @@ from llava_amber_activations.formats.dataset_folder import (
     DEFAULT_CONFIG,
     MANIFEST_FILE,
     BuiltFrom,
+    FileEntry,
     Manifest,
 )
 from llava_amber_activations.formats.layers import LayerWindow
@@ -43,6 +55,7 @@ from llava_amber_activations.store.norms_file import read_store_norms
 from llava_amber_activations.store.samples import read_samples
 
 DEFAULT_SHARD_SIZE = "500MB"
+ALONE = Ranks()
 
 
 def build(
@@ -54,6 +67,7 @@ def build(
     max_shard_size: str = DEFAULT_SHARD_SIZE,
     num_proc: int = 1,
     force: bool = False,
+    ranks: Ranks = ALONE,
 ) -> Manifest:
     """Build a dataset folder from a finished capture store.
 
@@ -70,6 +84,8 @@ def build(
         num_proc: shards written at once, or more where there are cores for it: up to four by
             threads, more by processes.
         force: go on where the disk has less room than the folder will surely take.
+        ranks: which process of a launch this is. Shards are dealt out to all of them; rank 0 joins
+            what they made, and the others return when the folder is whole.
 
     Raises:
         ActivationsError: the store is unfinished or damaged, or `dataset` holds something, or
@@ -98,33 +114,48 @@ def build(
     check_free(dataset)
     planned = recipe, sum(rows), n_targets, configs
     check_build_room(dataset, *planned, force=force)
-    say_build(dataset, *planned, asked=asked)
     norms = read_store_norms(store, recipe)
-    names = vector_names(recipe.n_layers)
-    tasks: list[ShardTask] = []
-    if DEFAULT_CONFIG in configs:
-        for layer in window.sources:
-            tasks += plan_layer(contents, rows, layer, window.targets(layer), shard_bytes)
-    if ALL_LAYERS in configs:
-        tasks += plan_all_layers(contents, rows, names, shard_bytes)
-    else:
-        tasks += plan_moments(contents, rows, names, shard_bytes)
+    tasks = _plan_vectors(contents, rows, window, configs, shard_bytes)
+    every: list[tuple[Contents, list[ShardTask], str]] = [(contents, tasks, "build")]
     features = features_contents(store, recipe, contents)
-    feature_tasks: list[ShardTask] = []
     if features is not None:
-        for layer in features.layers:
-            feature_tasks += plan_features(features, [1] * features.n_samples, layer, shard_bytes)
+        every.append((features, _plan_features(features, shard_bytes), "features"))
     skipped = sum(record.error is not None for record in records)
-    with unfinished_folder(dataset, build_said(built_from, window.n_targets)) as begun:
-        if begun.n_kept:
-            note(f"{begun.n_kept} shards of {dataset} are finished: they are checked and kept")
-        folder = begun.folder
-        files, moments = write_shards(folder, contents, tasks, num_proc, "build", begun.finished)
-        if features is not None:
-            features_files, _ = write_shards(
-                folder, features, feature_tasks, num_proc, "features", begun.finished
+    said = build_said(built_from, window.n_targets)
+
+    def make_mine(begun: Unfinished) -> None:
+        for what, of_all, label in every:
+            mine = of_all[ranks.rank :: ranks.world_size]
+            finish_shards(
+                begun.folder, what, mine, num_proc, label, begun.finished, shown=ranks.is_first
             )
-            files |= features_files
+
+    if not ranks.is_first:
+        begun = unfinished_at(dataset, said)
+        take_part(begun.ranks, ranks, lambda: is_begun(dataset, said), lambda: make_mine(begun))
+        wait_for_folder(dataset)
+        return open_source(dataset).manifest
+    with unfinished_folder(dataset, said) as begun:
+        say_build(dataset, *planned, asked=asked)
+        if begun.n_kept:
+            note(
+                f"{begun.n_kept} shards of {dataset} were finished before: those whose checksums "
+                "are right are kept"
+            )
+        folder, finished_shards = begun.folder, begun.finished
+        if ranks.world_size > 1:
+            launch = begin_launch(begun.ranks)
+            make_mine(begun)
+            wait_for_others(begun.ranks, launch, ranks)
+            finished_shards = dataclasses.replace(finished_shards, are_checked=True)
+        files: dict[str, FileEntry] = {}
+        moments: dict[str, VectorMoments] = {}
+        for what, of_all, label in every:
+            entries, of_vectors = write_shards(
+                folder, what, of_all, num_proc, label, finished_shards
+            )
+            files |= entries
+            moments |= of_vectors
         # Half of what a killed run was writing, of which nobody knows any more.
         clear_others(folder, set(files))
         manifest = Manifest(
@@ -139,6 +170,30 @@ def build(
             built_from=built_from,
         )
         return finish_folder(folder, manifest, moments, norms)
+
+
+def _plan_vectors(
+    contents: StoreContents,
+    rows: Sequence[int],
+    window: LayerWindow,
+    configs: Sequence[str],
+    shard_bytes: int,
+) -> list[ShardTask]:
+    """Plan the shards of configs, and the moments of every vector."""
+    tasks: list[ShardTask] = []
+    if DEFAULT_CONFIG in configs:
+        for layer in window.sources:
+            tasks += plan_layer(contents, rows, layer, window.targets(layer), shard_bytes)
+    plan = plan_all_layers if ALL_LAYERS in configs else plan_moments
+    return tasks + plan(contents, rows, vector_names(contents.n_layers), shard_bytes)
+
+
+def _plan_features(features: FeaturesContents, shard_bytes: int) -> list[ShardTask]:
+    """Plan the shards of all layers that have features, a row for each sample."""
+    tasks: list[ShardTask] = []
+    for layer in features.layers:
+        tasks += plan_features(features, [1] * features.n_samples, layer, shard_bytes)
+    return tasks
 
 
 def _finished(dataset: Path, built_from: BuiltFrom, n_targets: int) -> Manifest | None:

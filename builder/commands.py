@@ -70,7 +70,10 @@ def build(
     names = None if configs is None else [name.strip() for name in configs.split(",")]
     check_build(store, dataset, n_targets, names, max_shard_size, force=force)
     from builder.build import build as build_folder
+    from builder.folder.ranks import ranks_of_launch
     from builder.folder.unfinished import said_kept
+
+    ranks = ranks_of_launch()
 
     was_there = (dataset / "manifest.json").is_file()
     with interruptible(lambda: said_kept(dataset) or _unfinished(dataset)):
@@ -82,7 +85,10 @@ def build(
             max_shard_size=max_shard_size,
             num_proc=num_proc,
             force=force,
+            ranks=ranks,
         )
+    if not ranks.is_first:
+        return
     config = next(iter(manifest.splits("default")), manifest.configs[-1])
     already = "built already from this store with these options, " if was_there else ""
     typer.echo(

@@ -17,8 +17,8 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Hf
 from huggingface_hub.errors import HfHubHTTPError
 
 from builder.folder.card import card_text
+from builder.folder.format_tag import put_tag
 from builder.folder.provenance import public_recipe
-from builder.format_tag import put_tag
 from builder.verify import verify
 from llava_amber_activations.console.progress import Progress
 from llava_amber_activations.errors import ActivationsError

@@ -4,6 +4,7 @@
   build.json              what is built from what, how, and by which versions
   dataset/                the folder; renamed to DATASET in the end
   finished/               what is kept of each finished shard; see `builder.shards.finished`
+  ranks/                  where processes of one launch meet; see `builder.folder.ranks`
 
 Shards are gone on with by the same build alone: bytes of two would not make one data set.
 """
@@ -31,7 +32,7 @@ from llava_amber_activations.formats.dataset_folder import BuiltFrom
 from llava_amber_activations.formats.version import FORMAT_VERSION
 
 _BUILD_FILE = "build.json"
-_FOLDER, _FINISHED = "dataset", "finished"
+_FOLDER, _FINISHED, _RANKS = "dataset", "finished", "ranks"
 # What decides the bytes of a shard or of its moments, beside what it is made from.
 _LIBRARIES = ("datasets", "numpy", "pyarrow", "llava-amber-activations")
 
@@ -43,11 +44,13 @@ class Unfinished:
     Attributes:
         folder: to fill.
         finished: its shards that are whole.
-        n_kept: how many were finished before.
+        ranks: folder in which the processes of a launch meet.
+        n_kept: how many shards were finished before.
     """
 
     folder: Path
     finished: FinishedShards
+    ranks: Path
     n_kept: int
 
 
@@ -85,13 +88,12 @@ def unfinished_folder(dataset: Path, said: dict[str, Any]) -> Iterator[Unfinishe
         check_free(dataset)
         remove(dataset.with_name(f".{dataset.name}.partial"))  # as it was named before format 1.1
         _begin(place, said)
-        key = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
-        records = place / _FINISHED
+        begun = unfinished_at(dataset, said)
+        folder, records = begun.folder, begun.finished.records
         try:
-            folder = place / _FOLDER
             with write_errors(folder):
                 folder.mkdir(exist_ok=True)
-            yield Unfinished(folder, FinishedShards(records, key), n_finished(records))
+            yield begun
             with write_errors(dataset):
                 folder.replace(dataset)
         except BaseException:
@@ -102,6 +104,20 @@ def unfinished_folder(dataset: Path, said: dict[str, Any]) -> Iterator[Unfinishe
             sync(dataset.parent)
         # Last: before, it would all be made again after a kill in between.
         remove(place)
+
+
+def unfinished_at(dataset: Path, said: dict[str, Any]) -> Unfinished:
+    """Return the folder of a build that another rank has begun, or will."""
+    place = unfinished_path(dataset.resolve())
+    key = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    records = place / _FINISHED
+    finished = FinishedShards(records, key)
+    return Unfinished(place / _FOLDER, finished, place / _RANKS, n_finished(records))
+
+
+def is_begun(dataset: Path, said: dict[str, Any]) -> bool:
+    """Whether what is being built is this, and not something else."""
+    return _read(unfinished_path(dataset.resolve()) / _BUILD_FILE) == said
 
 
 def kept_of(dataset: Path) -> tuple[Path, int]:

@@ -74,6 +74,26 @@ def write_shards(
     return joined.entries, joined.moments
 
 
+def finish_shards(
+    folder: Path,
+    contents: Contents,
+    tasks: Sequence[ShardTask],
+    num_proc: int,
+    label: str,
+    finished: FinishedShards,
+    *,
+    shown: bool,
+) -> None:
+    """Write shards as `write_shards` does, and leave what they gave to whoever joins it.
+
+    Args:
+        shown: whether progress is.
+    """
+    with Progress(label, total=len(tasks), unit="shard", shown=shown) as progress:
+        for _ in _done(folder, contents, tasks, num_proc, finished):
+            progress.update()
+
+
 class Joined:
     """What shards gave, taken in one by one, so that no more than the sum is in memory.
 
