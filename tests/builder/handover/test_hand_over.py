@@ -359,7 +359,7 @@ def test_the_command_prints_the_trainers_code(cli, dataset, tmp_path):
         ("crosslayer-coding", ["--pad-targets"]),
         ("layers", ["--seed", 0]),
         ("layers", ["--skip-first"]),
-        ("samples", ["--dtype", "float16"]),
+        ("samples", ["--seed", 1]),
         ("samples", ["--chunk-rows", 8]),
     ],
 )
