@@ -113,6 +113,12 @@ def measure(folder: Path, n_samples: int) -> list[Took]:
     took.append(run(f"build again, killed after {killed:.0f} s", whole, build))
     if digests(dataset) != first:
         raise RuntimeError("the build that was killed and run again gave other files")
+    shutil.rmtree(dataset)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", 2]
+    ranks = [*torchrun, "-m", "builder", *build[len(amber) :]]
+    took.append(run("build in 2 ranks", whole, ranks))
+    if digests(dataset) != first:
+        raise RuntimeError("the build in 2 ranks gave other files")
     took += [
         run("verify the data set", whole, [*amber, "verify", dataset]),
         run(
