@@ -1,7 +1,9 @@
 """Row groups and shards: every row once, samples whole wherever they fit."""
 
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
+import numpy as np
+import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -116,3 +118,23 @@ def test_spans(counts, data):
         for row in range(start, stop)
     ]
     assert found == where[first:last]
+
+
+def compressed_share(vectors, groups):
+    """What zstd leaves of float16 in such row groups, the low bytes before the high ones."""
+    codec = pa.Codec("zstd", compression_level=1)
+    pages = (vectors[group.start : group.stop].view(np.uint8) for group in groups)
+    sizes = [len(codec.compress(page.reshape(-1, 2).T.tobytes(), asbytes=True)) for page in pages]
+    return sum(sizes) / vectors.nbytes
+
+
+def test_narrow_vectors_compress_as_wide_ones_do():
+    """Samples of 79 rows of 576: 0.87 of float16, where row groups of 64 and 15 took 0.93."""
+    generator = np.random.default_rng(0)
+    scales = np.exp(generator.normal(0, 0.5, 576))
+    vectors = (generator.standard_normal((790, 576)) * scales).astype(np.float16)
+    groups = plan_row_groups([79] * 10, 576, 2 * 576)
+    assert compressed_share(vectors, groups) <= 0.88
+    cuts = [start for sample in range(0, 790, 79) for start in (sample, sample + 64)]
+    before = [range(*each) for each in pairwise([*cuts, 790])]
+    assert compressed_share(vectors, before) > 0.92
