@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -87,7 +88,10 @@ def test_memory_does_not_grow_with_a_batch(large_store, tmp_path, config):
     build(large_store, tmp_path / "dataset", configs=[config])
     arguments = [sys.executable, "-c", _MEASURED, tmp_path / "dataset", tmp_path / "pt"]
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=True)
-    assert int(done.stdout) < VECTOR_MIB
+    # Older releases of pyarrow hold more of a nested column while they decode it: 134 MiB were seen
+    # at the lowest version allowed, and 337 where the batch was held as well.
+    today = int(pa.__version__.partition(".")[0]) >= 26
+    assert int(done.stdout) < (VECTOR_MIB if today else 3 * VECTOR_MIB)
     shutil.rmtree(tmp_path / "dataset")
     x = torch.load(tmp_path / "pt" / "L0" / "batch_0_x.pt", weights_only=True)["x"]
     y = torch.load(tmp_path / "pt" / "L0" / "batch_0_y.pt", weights_only=True)["targets"]
