@@ -37,8 +37,8 @@ def pushed(narrow_dataset):
 
 @pytest.fixture(scope="session")
 def wide_store(tmp_path_factory):
-    """Store of 256 rows, 2048 wide: half as wide as LLaVA-1.5-7B, row groups of a real size."""
-    return make_random_store(tmp_path_factory.mktemp("wide") / "store", 256, 2048)
+    """Store of 256 rows, as wide as those of LLaVA-1.5-7B: four row groups of a real size."""
+    return make_random_store(tmp_path_factory.mktemp("wide") / "store", 256, 4096)
 
 
 @pytest.fixture(scope="session")

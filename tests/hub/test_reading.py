@@ -88,6 +88,8 @@ def test_stream_fetches_its_columns(hub, pushed_wide, wide_dataset, wide_store):
 def test_first_batch_waits_for_two_row_groups(hub, pushed_wide, wide_dataset):
     """When the first batch is there, no more than two row groups' columns have been sent."""
     columns = {"sample", "id", "image", "position", "token_id", "x_09", "mlp_out_10"}
+    shards = [pq.ParquetFile(path) for path in (wide_dataset / "all_layers").iterdir()]
+    assert sum(shard.num_row_groups for shard in shards) == 4
     two_of_four = column_bytes(wide_dataset, columns) / 2
     stream = load_activations(pushed_wide, layer=9, n_targets=1, streaming=True)
     hub.reset_counts()
