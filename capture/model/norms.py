@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from types import TracebackType
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -116,7 +116,7 @@ class NormWitness:
         self._norms = norms
         self._given: dict[int, torch.Tensor] = {}
         self._seen: dict[int, torch.Tensor] = {}
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._hooks = ExitStack()
 
     @property
     def agrees(self) -> bool | None:
@@ -130,18 +130,12 @@ class NormWitness:
                 (self._decoder.mlp(layer), self._look_at_mlp),
             ):
                 hook = self._hook(layer, look)
-                self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+                handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+                self._hooks.callback(handle.remove)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+    def __exit__(self, *raised: object) -> None:
+        self._hooks.close()
 
     def _hook(
         self, layer: int, look: Callable[[int, torch.Tensor], None]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import TracebackType
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ class Taps:
         self._decoder = decoder
         self._x_site = x_site
         self._dtype = dtype
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._hooks = ExitStack()
         self._flat = torch.empty(0, dtype=torch.int64)
         self._buffer: torch.Tensor | None = None
 
@@ -37,21 +36,15 @@ class Taps:
         for layer in range(n_layers):
             x = self._decoder.site(layer, self._x_site)
             mlp = self._decoder.mlp(layer)
-            self._handles += [
+            for handle in (
                 x.register_forward_pre_hook(self._input_hook(layer), with_kwargs=True),
                 mlp.register_forward_hook(self._output_hook(n_layers + layer)),
-            ]
+            ):
+                self._hooks.callback(handle.remove)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+    def __exit__(self, *raised: object) -> None:
+        self._hooks.close()
 
     @contextmanager
     def aimed(self, flat: torch.Tensor, device: torch.device) -> Iterator[torch.Tensor]:
