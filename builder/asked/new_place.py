@@ -1,7 +1,9 @@
-"""The place of a new dataset folder: nothing in the way, figures that can be drawn, room."""
+"""The place of a new dataset folder: nothing in the way, held, figures that can be drawn, room."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from llava_amber_activations.errors import ActivationsError
@@ -9,10 +11,13 @@ from llava_amber_activations.extras import need_extras
 from llava_amber_activations.files.leftovers import (
     folder_lock_path,
     is_empty_or_missing,
+    remove,
     sweep,
     unfinished_path,
 )
-from llava_amber_activations.files.locks import clear_dead
+from llava_amber_activations.files.locks import clear_dead, held
+from llava_amber_activations.files.whole import sync
+from llava_amber_activations.files.write_errors import write_errors
 
 # Of vectors as they lie in memory, what compressed ones take at least. Measured: 0.85 of float16;
 # 0.35 of float32 whose values are bfloat16's.
@@ -40,6 +45,35 @@ def check_free(dataset: Path) -> None:
     clear_leftovers(dataset)
     if dataset.exists() and (not dataset.is_dir() or any(dataset.iterdir())):
         raise ActivationsError(f"{dataset} already holds something: give a new or an empty folder")
+
+
+@contextmanager
+def held_place(dataset: Path) -> Iterator[Path]:
+    """Hold the place of a new folder, and yield it; `take_place` then gives it the folder.
+
+    Raises:
+        LockHeldError: another process is making `dataset`.
+        ActivationsError: there is something.
+    """
+    check_free(dataset)
+    # Resolved, because a folder cannot be renamed to a link.
+    dataset = dataset.resolve()
+    with held(folder_lock_path(dataset), f"{dataset} is being made"):
+        check_free(dataset)
+        remove(dataset.with_name(f".{dataset.name}.partial"))  # as it was named before format 1.1
+        yield dataset
+
+
+def take_place(folder: Path, dataset: Path) -> None:
+    """Rename a folder that is whole to its place.
+
+    Raises:
+        ActivationsError: it cannot be.
+    """
+    with write_errors(dataset):
+        folder.replace(dataset)
+    with write_errors(dataset.parent):
+        sync(dataset.parent)
 
 
 def bytes_kept(dataset: Path) -> int:

@@ -7,19 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from builder.asked.new_place import check_free
+from builder.asked.new_place import held_place, take_place
 from builder.folder.card import write_card
 from builder.folder.statistics import statistics_of
 from builder.folder.unfinished import check_nothing_kept
 from builder.shards.vector_moments import VectorMoments
 from llava_amber_activations.files.checksums import sha256_of
-from llava_amber_activations.files.leftovers import (
-    folder_lock_path,
-    partial_path,
-    remove,
-)
-from llava_amber_activations.files.locks import held
-from llava_amber_activations.files.whole import sync, write_json
+from llava_amber_activations.files.leftovers import partial_path, remove
+from llava_amber_activations.files.whole import write_json
 from llava_amber_activations.files.write_errors import write_errors
 from llava_amber_activations.formats.dataset_folder import (
     CARD_FILE,
@@ -48,25 +43,17 @@ def new_folder(dataset: Path) -> Iterator[Path]:
         ActivationsError: there is something at `dataset`, or a build of it was broken off, or it
             cannot be written.
     """
-    check_free(dataset)
-    # Resolved, because a folder cannot be renamed to a link.
-    dataset = dataset.resolve()
-    with held(folder_lock_path(dataset), f"{dataset} is being made"):
-        check_free(dataset)
+    with held_place(dataset) as dataset:
         check_nothing_kept(dataset)
-        remove(dataset.with_name(f".{dataset.name}.partial"))  # as it was named before format 1.1
         partial = partial_path(dataset)
         try:
             with write_errors(partial):
                 partial.mkdir(parents=True)
             yield partial
-            with write_errors(dataset):
-                partial.replace(dataset)
+            take_place(partial, dataset)
         except BaseException:
             remove(partial)
             raise
-        with write_errors(dataset.parent):
-            sync(dataset.parent)
 
 
 def finish_folder(

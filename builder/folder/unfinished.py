@@ -20,13 +20,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from builder.asked.new_place import check_free
+from builder.asked.new_place import held_place, take_place
 from builder.shards.finished import FinishedShards, n_finished
 from llava_amber_activations.console.sizes import readable_size
 from llava_amber_activations.errors import ActivationsError
-from llava_amber_activations.files.leftovers import folder_lock_path, remove, unfinished_path
-from llava_amber_activations.files.locks import held
-from llava_amber_activations.files.whole import sync, write_json
+from llava_amber_activations.files.leftovers import remove, unfinished_path
+from llava_amber_activations.files.whole import write_json
 from llava_amber_activations.files.write_errors import write_errors
 from llava_amber_activations.formats.dataset_folder import BuiltFrom
 from llava_amber_activations.formats.version import FORMAT_VERSION
@@ -80,13 +79,8 @@ def unfinished_folder(dataset: Path, said: dict[str, Any]) -> Iterator[Unfinishe
         ActivationsError: there is something at `dataset`, or what is kept beside it is of another
             build, or it cannot be written.
     """
-    check_free(dataset)
-    # Resolved, because a folder cannot be renamed to a link.
-    dataset = dataset.resolve()
-    place = unfinished_path(dataset)
-    with held(folder_lock_path(dataset), f"{dataset} is being made"):
-        check_free(dataset)
-        remove(dataset.with_name(f".{dataset.name}.partial"))  # as it was named before format 1.1
+    with held_place(dataset) as dataset:
+        place = unfinished_path(dataset)
         _begin(place, said)
         begun = unfinished_at(dataset, said)
         folder, records = begun.folder, begun.finished.records
@@ -94,14 +88,11 @@ def unfinished_folder(dataset: Path, said: dict[str, Any]) -> Iterator[Unfinishe
             with write_errors(folder):
                 folder.mkdir(exist_ok=True)
             yield begun
-            with write_errors(dataset):
-                folder.replace(dataset)
+            take_place(folder, dataset)
         except BaseException:
             if not n_finished(records):
                 remove(place)
             raise
-        with write_errors(dataset.parent):
-            sync(dataset.parent)
         # Last: before, it would all be made again after a kill in between.
         remove(place)
 

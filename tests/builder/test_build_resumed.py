@@ -231,7 +231,7 @@ _KILLED = """if True:
         ("builder.build:finish_folder", 1, N_SHARDS),
         ("builder.folder.new_folder:write_json", 1, N_SHARDS),
         # The folder has its name; not all that was kept for it is gone.
-        ("builder.folder.unfinished:sync", 1, N_SHARDS),
+        ("builder.asked.new_place:sync", 1, N_SHARDS),
     ],
 )
 def test_killed(store, undisturbed, written, tmp_path, where, call, kept):
