@@ -50,15 +50,7 @@ def make_tiny_llava(
     """
     tokenizer = _byte_tokenizer()
     config = LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            image_size=image_size,
-            patch_size=patch_size,
-            projection_dim=32,
-        ),
+        vision_config=tiny_tower(image_size, patch_size),
         text_config=LlamaConfig(
             hidden_size=hidden_size,
             intermediate_size=2 * hidden_size,
@@ -79,7 +71,28 @@ def make_tiny_llava(
         torch.manual_seed(seed)
         model = LlavaForConditionalGeneration(config)
     model.save_pretrained(folder)
-    processor = LlavaProcessor(
+    tiny_processor(tokenizer, _CHAT_TEMPLATE, image_size, patch_size).save_pretrained(folder)
+    return folder
+
+
+def tiny_tower(image_size: int, patch_size: int) -> CLIPVisionConfig:
+    """Return the config of a picture tower of three layers, 32 wide."""
+    return CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=image_size,
+        patch_size=patch_size,
+        projection_dim=32,
+    )
+
+
+def tiny_processor(
+    tokenizer: PreTrainedTokenizerFast, chat_template: str, image_size: int, patch_size: int
+) -> LlavaProcessor:
+    """Return what makes that tower's inputs of pictures, and a tokenizer's of text."""
+    return LlavaProcessor(
         image_processor=CLIPImageProcessorPil(
             size={"shortest_edge": image_size},
             crop_size={"height": image_size, "width": image_size},
@@ -88,10 +101,8 @@ def make_tiny_llava(
         patch_size=patch_size,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
-        chat_template=_CHAT_TEMPLATE,
+        chat_template=chat_template,
     )
-    processor.save_pretrained(folder)
-    return folder
 
 
 def _byte_tokenizer() -> PreTrainedTokenizerFast:

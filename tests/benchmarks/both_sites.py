@@ -20,12 +20,12 @@ import transformers
 from capture_cpu import BATCH_SIZE, N_SAMPLES, make_input, ours
 from ground import BATCH, LAYER, Ground
 from made_store import Shape
-from measuring import Line, alternate, rates, run_section, touch
+from measuring import Line, alternate, rates, run_section, touched
 
 from builder.build import build
 from capture.model.load import CaptureModel, load_model
 from capture.model.tiny_model import make_tiny_llava
-from llava_amber_activations import ActivationBatches, Activations, activation_batches
+from llava_amber_activations import Activations, activation_batches
 from llava_amber_activations.store.norms_file import write_norms
 from llava_amber_activations.store.sums import write_sums
 from llava_amber_activations.vectors.norms import Norms
@@ -85,20 +85,10 @@ def _reading(ground: Ground, repeats: int) -> list[Line]:
             lambda site: acts.hook_batches(x_site=site, prepared=True, cache_dir=cache, **options),
         ),
     ):
-        seconds = alternate({site: _all_of(open_at(site)) for site in SITES}, repeats)
+        seconds = alternate({site: touched(open_at(site)) for site in SITES}, repeats)
         own, computed = (rates(shape.rows * row_bytes / 1e6, seconds[site]) for site in SITES)
         lines.append(Line(READING, work, "reading resid_mid", "MB/s", computed, own))
     return lines
-
-
-def _all_of(batches: ActivationBatches) -> Callable[[], None]:
-    def run() -> None:
-        for batch in batches:
-            for tensor in batch.values():
-                if tensor.ndim > 1:
-                    touch(tensor)
-
-    return run
 
 
 def _capture(scratch: Path, repeats: int) -> list[Line]:

@@ -8,7 +8,7 @@ import gc
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,6 +90,18 @@ def alternate(
 def touch(tensor: torch.Tensor) -> None:
     """Read a value of every page, as whoever uses the tensor would."""
     tensor.contiguous().view(torch.uint8).view(-1)[::4096].sum()
+
+
+def touched(batches: Iterable[Mapping[str, torch.Tensor]]) -> Callable[[], None]:
+    """Return a pass over batches that touches all their vectors."""
+
+    def run() -> None:
+        for batch in batches:
+            for tensor in batch.values():
+                if tensor.ndim > 1:
+                    touch(tensor)
+
+    return run
 
 
 def run_section(measure: Callable[[Path, int], list[Line]], about: str | None) -> None:

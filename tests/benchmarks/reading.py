@@ -19,11 +19,10 @@ import numpy as np
 import torch
 from ground import BATCH, LAYER, MANY_ROWS, Ground, all_names, layer_names
 from made_store import Shape
-from measuring import Line, alternate, rates, run_section, touch
+from measuring import Line, alternate, rates, run_section, touch, touched
 from safetensors.torch import load_file
 
 from llava_amber_activations import (
-    ActivationBatches,
     Activations,
     activation_batches,
     load_activations,
@@ -225,15 +224,6 @@ def _hooks(ground: Ground, repeats: int) -> list[Line]:
         for layer in range(shape.n_layers)
     ]
 
-    def ours(batches: ActivationBatches) -> Callable[[], None]:
-        def run() -> None:
-            for batch in batches:
-                for tensor in batch.values():
-                    if tensor.ndim > 1:
-                        touch(tensor)
-
-        return run
-
     def zipped() -> None:
         """Put layers side by side that were opened one by one, in order."""
         for batches in zip(*layers, strict=True):
@@ -249,9 +239,9 @@ def _hooks(ground: Ground, repeats: int) -> list[Line]:
 
     seconds = alternate(
         {
-            "prepared": ours(prepared),
-            "shards": ours(from_shards),
-            "all_layers": ours(columns),
+            "prepared": touched(prepared),
+            "shards": touched(from_shards),
+            "all_layers": touched(columns),
             "zipped": zipped,
             "copy": copied,
         },

@@ -17,12 +17,11 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    CLIPImageProcessorPil,
-    CLIPVisionConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
-    LlavaProcessor,
 )
+
+from capture.model.tiny_model import tiny_processor, tiny_tower
 
 IMAGE_SIZE, PATCH_SIZE = 56, 14
 # SmolLM2's own turns, with a picture before the text.
@@ -48,15 +47,7 @@ def make_smollm2_llava(gguf: Path, folder: Path) -> Path:
     text.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     text.config.pad_token_id = tokenizer.pad_token_id
     config = LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            image_size=IMAGE_SIZE,
-            patch_size=PATCH_SIZE,
-            projection_dim=32,
-        ),
+        vision_config=tiny_tower(IMAGE_SIZE, PATCH_SIZE),
         text_config=text.config,
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         image_seq_length=(IMAGE_SIZE // PATCH_SIZE) ** 2,
@@ -68,17 +59,8 @@ def make_smollm2_llava(gguf: Path, folder: Path) -> Path:
     model.lm_head.load_state_dict(text.lm_head.state_dict())
     _as_long_as_words(model)
     model.save_pretrained(folder)
-    LlavaProcessor(
-        image_processor=CLIPImageProcessorPil(
-            size={"shortest_edge": IMAGE_SIZE},
-            crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
-        ),
-        tokenizer=tokenizer,
-        patch_size=PATCH_SIZE,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=_CHAT_TEMPLATE,
-    ).save_pretrained(folder)
+    processor = tiny_processor(tokenizer, _CHAT_TEMPLATE, IMAGE_SIZE, PATCH_SIZE)
+    processor.save_pretrained(folder)
     return folder
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests" / "support")]
 
+# Found by the path above, which no installation has.
 from checks import HOLDS  # noqa: E402
 from data import export_for, make_data  # noqa: E402
 from environments import PEERS, Peer, environment_of, lock  # noqa: E402

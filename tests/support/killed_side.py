@@ -25,7 +25,7 @@ def main(folder, out, kill_after):
     loader = StatefulDataLoader(batches, batch_size=None, num_workers=2)
     rows = []
     if mine.exists():
-        saved = torch.load(mine, weights_only=False)
+        saved = torch.load(mine, weights_only=True)
         rows = saved["rows"]
         loader.load_state_dict(saved["state"])
     for number, batch in enumerate(loader, start=1):

@@ -122,13 +122,13 @@ def test_killed_and_gone_on(all_dataset, places, tmp_path, kill_after):
     killed = run(kill_after)
     assert killed.returncode != 0 and "Signal 9 (SIGKILL)" in killed.stderr, killed.stderr[-2000:]
     saved = list(tmp_path.glob("*.pt"))
-    before = [len(torch.load(path, weights_only=False)["rows"]) for path in saved]
+    before = [len(torch.load(path, weights_only=True)["rows"]) for path in saved]
     assert 0 < sum(before) < 2 * places.total()
     done = run(0)
     assert done.returncode == 0, done.stderr[-3000:]
     found = Counter()
     for rank in range(2):
-        found.update(torch.load(tmp_path / f"{rank}.pt", weights_only=False)["rows"])
+        found.update(torch.load(tmp_path / f"{rank}.pt", weights_only=True)["rows"])
     assert found == places + places
 
 

@@ -128,9 +128,9 @@ def test_export_and_import(last_store, configs, tmp_path, cli):
         assert note["recipe"]["x_site"] == "mlp_in"
     stream = open_layer(tmp_path / "dataset", 4, x_site="mlp_in")
     (batch,) = activation_batches(stream)
-    x = torch.load(tmp_path / "layers" / "L4" / "batch_0_x.pt")["x"]
+    x = torch.load(tmp_path / "layers" / "L4" / "batch_0_x.pt", weights_only=True)["x"]
     assert torch.equal(x[:, 0], batch["x"])
-    sample = torch.load(tmp_path / "samples" / "sample_0007.pt")["activations"]
+    sample = torch.load(tmp_path / "samples" / "sample_0007.pt", weights_only=True)["activations"]
     assert torch.equal(sample[4], batch["x"][7])
     with pytest.raises(ActivationsError, match="an export of x at mlp_in, not resid_mid"):
         export(tmp_path / "dataset", tmp_path / "layers", layout="layers", layers="3-5")
@@ -233,7 +233,9 @@ def test_data_of_before_there_were_norms(last_store, folder, tmp_path):
             assert "x_site=mlp_in needs a capture of it" in str(said.value)
             assert "\n" not in str(said.value)
     export(folder, tmp_path / "pt", layout="layers", layers="5")
-    assert torch.equal(torch.load(tmp_path / "pt/L5/batch_0_x.pt")["x"][:, 0], expected)
+    assert torch.equal(
+        torch.load(tmp_path / "pt/L5/batch_0_x.pt", weights_only=True)["x"][:, 0], expected
+    )
 
 
 def test_the_option_is_explained(cli):
