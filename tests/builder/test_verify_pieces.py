@@ -2,13 +2,12 @@
 
 import re
 import shutil
-import subprocess
-import sys
 import threading
 
 import pytest
 import torch
 from format_1_0 import make_store_1_0
+from peak_memory import mib_taken
 from safetensors.torch import load_file
 
 import builder.verify
@@ -38,24 +37,6 @@ def store(request, small_store, tmp_path):
     return make_store_1_0(tmp_path / "store") if request.param == "1.0" else tmp_path / "store"
 
 
-_MEASURED = """
-import sys
-from pathlib import Path
-import builder.verify, torch
-from builder.contents import chunk_checks, store_rows
-
-def peak():
-    # Not ru_maxrss, which begins with what the parent had when it started this process.
-    lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
-    return int(lines["VmHWM"].split()[0])
-
-torch.empty(2**24, dtype=torch.uint8).fill_(1)
-before = peak()
-builder.verify.verify(Path(sys.argv[1]))
-print((peak() - before) // 1024)
-"""
-
-
 @pytest.mark.parametrize("version", ["1.1", "1.0"])
 def test_memory_does_not_grow_with_a_chunk(tmp_path, version):
     """One chunk of 192 MiB, in tensors of 48: a few MiB are held."""
@@ -80,9 +61,8 @@ def test_memory_does_not_grow_with_a_chunk(tmp_path, version):
     finish_store(store, recipe)
     if version == "1.0":
         make_store_1_0(store)
-    arguments = [sys.executable, "-c", _MEASURED, store]
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=True)
-    assert int(done.stdout) < 32
+    imports = "import builder.verify\nfrom builder.contents import chunk_checks, store_rows"
+    assert mib_taken(imports, "builder.verify.verify(Path(sys.argv[1]))", store) < 32
 
 
 def test_each_byte_is_read_once(store, small_pieces, monkeypatch):

@@ -2,13 +2,12 @@
 
 import re
 import shutil
-import subprocess
-import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from peak_memory import mib_taken
 from safetensors.torch import load_file
 
 from builder.build import build
@@ -63,22 +62,13 @@ def large_store(tmp_path_factory):
     shutil.rmtree(store)
 
 
-_MEASURED = """
-import sys
-from pathlib import Path
-import torch, pyarrow.parquet
+_IMPORTS = """
+import pyarrow.parquet
 import builder.export, builder.pt.tensors, llava_amber_activations.vectors.finite
-
-def peak():
-    # Not ru_maxrss, which begins with what the parent had when it started this process.
-    lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
-    return int(lines["VmHWM"].split()[0])
-
-torch.empty(2**24, dtype=torch.uint8).fill_(1)
-before = peak()
+"""
+_EXPORT = """
 result = builder.export.export(sys.argv[1], Path(sys.argv[2]), layout="layers", layers="0")
 assert result.n_files == 2
-print((peak() - before) // 1024)
 """
 
 
@@ -86,12 +76,11 @@ print((peak() - before) // 1024)
 def test_memory_does_not_grow_with_a_batch(large_store, tmp_path, config):
     """One batch of 128 MiB; and its values are those of the store."""
     build(large_store, tmp_path / "dataset", configs=[config])
-    arguments = [sys.executable, "-c", _MEASURED, tmp_path / "dataset", tmp_path / "pt"]
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=True)
+    taken = mib_taken(_IMPORTS, _EXPORT, tmp_path / "dataset", tmp_path / "pt")
     # Older releases of pyarrow hold more of a nested column while they decode it: 134 MiB were seen
     # at the lowest version allowed, and 337 where the batch was held as well.
     today = int(pa.__version__.partition(".")[0]) >= 26
-    assert int(done.stdout) < (VECTOR_MIB if today else 3 * VECTOR_MIB)
+    assert taken < (VECTOR_MIB if today else 3 * VECTOR_MIB)
     shutil.rmtree(tmp_path / "dataset")
     x = torch.load(tmp_path / "pt" / "L0" / "batch_0_x.pt", weights_only=True)["x"]
     y = torch.load(tmp_path / "pt" / "L0" / "batch_0_y.pt", weights_only=True)["targets"]

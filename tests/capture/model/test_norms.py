@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from small_configs import TEXT, VISION, WIDTH
 from torch import nn
 from transformers import (
     CLIPVisionConfig,
@@ -27,27 +28,6 @@ from llava_amber_activations.store.sums import write_sums
 from llava_amber_activations.vectors.norms import Norms, apply_norm
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])
-WIDTH = 32
-TEXT = {
-    "hidden_size": WIDTH,
-    "intermediate_size": 64,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 64,
-    "initializer_range": 0.2,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
-VISION = {
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "image_size": 28,
-    "patch_size": 14,
-}
 DTYPES = ("float32", "float16", "bfloat16")
 
 
