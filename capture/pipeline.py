@@ -69,8 +69,10 @@ def make_chunks(
     size = settings.batch_size or min(first, settings.samples_per_chunk)
     share = model.image_token_id if share_prefixes else None
     norms = model.norms if settings.x_site == "resid_mid" else None
-    taps_of_site = Taps(model.decoder, settings.x_site, dtype)
-    with taps_of_site as taps, chunk_sink(store, model, dtype) as sink:
+    with (
+        Taps(model.decoder, settings.x_site, dtype) as taps,
+        chunk_sink(store, model, dtype) as sink,
+    ):
         while remaining:
             counted = 0
             try:

@@ -51,13 +51,12 @@ def check_wanted(source: Source, wanted: WantedLayer) -> None:
     check_columns(footer.schema.to_arrow_schema(), wanted, source.url(path))
 
 
-def layer_tables(source: Source, wanted: WantedLayer) -> Iterator[pa.Table]:
-    """Yield a layer's rows, a row group at a time, with the columns of the default config."""
-    yield from tables_of_layer(source, layer_shards(source, wanted), wanted)
-
-
 def tables_of_layer(source: Source, paths: list[str], wanted: WantedLayer) -> Iterator[pa.Table]:
-    """Yield a layer's rows as `layer_tables` does, from shards that the caller has chosen."""
+    """Yield a layer's rows, a row group at a time, with the columns of the default config.
+
+    Args:
+        paths: of the shards, in their order.
+    """
     shards = _shards_of(source, paths)
     yield from read_in_order(
         shards, shards.row_groups(), lambda shard, number: read_layer(shard, number, wanted)

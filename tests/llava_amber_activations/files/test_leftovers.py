@@ -93,7 +93,7 @@ def test_only_what_was_to_become_one_name(tmp_path):
 
 
 def test_tensors_are_written_under_names_that_sweep_knows(tmp_path):
-    """safetensors writes beside the place, into a name that it draws; a kill would leave that."""
+    """Beside their place, in a file that a kill would leave."""
     seen, done = set(), threading.Event()
 
     def look():

@@ -142,7 +142,7 @@ def test_a_disk_that_fills_up(tmp_path, chunk, earlier):
 
 
 def test_tensors_that_cannot_be_written(tmp_path, chunk):
-    """safetensors takes no strided tensor; nothing is left of the attempt."""
+    """A strided tensor is refused; nothing is left of the attempt."""
     tensors, records = chunk
     with pytest.raises(ValueError, match="non contiguous"):
         write_chunk(tmp_path / "chunk", {**tensors, "x_00": torch.ones(3, 4).t()}, records)
