@@ -1,0 +1,23 @@
+"""The commands that make, check, describe and publish dataset folders."""
+
+from __future__ import annotations
+
+import typer
+
+from builder.commands.exporting import export
+from builder.commands.looking import info, verify
+from builder.commands.making import build, import_
+from builder.commands.pushing import push
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add this package's commands to the command line."""
+    for name, function in (
+        ("build", build),
+        ("verify", verify),
+        ("info", info),
+        ("push", push),
+        ("export", export),
+        ("import", import_),
+    ):
+        app.command(name)(function)

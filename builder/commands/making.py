@@ -1,0 +1,115 @@
+"""The commands that make dataset folders: of capture stores, and of `.pt` files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from builder.commands.options import MaxShardSize, NTargets, nothing_kept
+from llava_amber_activations.console.interruption import interruptible
+
+NumProc = Annotated[
+    int,
+    typer.Option(min=1, help="Shards written at once: up to 4 by threads, more by processes."),
+]
+ImportThreads = Annotated[
+    int, typer.Option(min=1, help="Shards written at once; up to 4 where there are cores, or more.")
+]
+
+
+def build(
+    store: Annotated[Path, typer.Argument(help="Finished capture store.")],
+    dataset: Annotated[Path, typer.Argument(help="New dataset folder.")],
+    n_targets: NTargets = None,
+    configs: Annotated[
+        str | None,
+        typer.Option(
+            help="default (with L0 …), all_layers, or both.",
+            show_default="default,all_layers; all_layers alone where default is over 20 GB",
+        ),
+    ] = None,
+    max_shard_size: MaxShardSize = "500MB",
+    num_proc: NumProc = 1,
+    force: Annotated[
+        bool, typer.Option("--force", help="Go on where the disk has too little room.")
+    ] = False,
+) -> None:
+    """Build a dataset folder, which load_dataset opens, from a capture store."""
+    from builder.asked.store_to_build import check_build
+
+    names = None if configs is None else [name.strip() for name in configs.split(",")]
+    check_build(store, dataset, n_targets, names, max_shard_size, force=force)
+    from builder.build import build as build_folder
+    from builder.folder.ranks import ranks_of_launch
+    from builder.folder.unfinished import said_kept
+
+    ranks = ranks_of_launch()
+
+    was_there = (dataset / "manifest.json").is_file()
+    with interruptible(lambda: said_kept(dataset) or nothing_kept(dataset)):
+        manifest = build_folder(
+            store,
+            dataset,
+            n_targets=n_targets,
+            configs=names,
+            max_shard_size=max_shard_size,
+            num_proc=num_proc,
+            force=force,
+            ranks=ranks,
+        )
+    if not ranks.is_first:
+        return
+    config = next(iter(manifest.splits("default")), manifest.configs[-1])
+    already = "built already from this store with these options, " if was_there else ""
+    typer.echo(
+        f"{dataset}: {already}{len(manifest.files)} files, {manifest.n_rows} rows in "
+        f"{', '.join(manifest.configs)}. Next: load_dataset('{dataset}', '{config}')"
+    )
+
+
+def import_(
+    pt_dir: Annotated[Path, typer.Argument(help="Folder of .pt files, of either layout.")],
+    dataset: Annotated[Path, typer.Argument(help="New dataset folder.")],
+    n_layers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Decoder layers of the model.",
+            show_default="as exported, or as files show",
+        ),
+    ] = None,
+    first_target: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="The files' targets start at the next layer (1) or at L (0).",
+            show_default="as exported, or 1",
+        ),
+    ] = None,
+    max_shard_size: MaxShardSize = "500MB",
+    num_proc: ImportThreads = 1,
+) -> None:
+    """Make a dataset folder of a folder of .pt files."""
+    from builder.asked.files_to_take import check_import
+
+    check_import(pt_dir, dataset, max_shard_size)
+    from builder.import_pt import import_pt
+
+    with interruptible(lambda: nothing_kept(dataset)):
+        manifest = import_pt(
+            pt_dir,
+            dataset,
+            n_layers=n_layers,
+            first_target=first_target,
+            max_shard_size=max_shard_size,
+            num_proc=num_proc,
+        )
+    typer.echo(
+        f"{dataset}: {len(manifest.files)} files, {manifest.n_rows} rows in "
+        f"{', '.join(manifest.configs)}"
+    )
+    for warning in manifest.warnings:
+        typer.echo(f"note: {warning}")
