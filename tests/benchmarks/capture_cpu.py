@@ -142,6 +142,7 @@ def ours(
     chunk_samples: int = BATCH_SIZE,
     share_prefixes: bool = False,
     batch_size: int | None = None,
+    sample_positions: int | None = None,
 ) -> Callable[[], None]:
     """Return a capture into a new store, by a model that is loaded already."""
     dtype = next(model.body.parameters()).dtype
@@ -151,6 +152,8 @@ def ours(
         image_dir=images,
         output_dir=out,
         positions=positions,
+        sample_positions=sample_positions,
+        always=None if sample_positions is None else "last",
         batch_size=batch_size or chunk_samples,
         # Fixed, so that 1, 2 and 4 times the samples differ in the number of chunks alone.
         chunk_samples=chunk_samples,

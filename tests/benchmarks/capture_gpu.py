@@ -7,24 +7,30 @@ is the real model's shape. Pictures are 640 × 480 JPEG files, prompts about 620
 picture's 576. What the three candidates do stands in `capture_cpu.py`; the plain script is slow
 and gets fewer samples, each figure is of its own samples a second. Beside them:
 
-    of peak   the pass's operations (counted by torch) a second, of those of a large float16 product
-    idle      share of a capture's time in which no kernel and no copy ran on the GPU
+    of the disk     the capture's bytes a second, of those of the bare write and fsync of as many
+    of the smaller  its samples a second, of what the bare pass or the bare write allows at most
+    of peak         the pass's operations (counted by torch) a second, of those of a large product
+    idle            share of a capture's time in which no kernel and no copy ran on the GPU
 
-`--device cpu --layers 4 --hidden-size 64 --last 6 --all 4 --plain 2 --batch-size 2` tries the
-script where there is no GPU.
+`32 + last` is `--positions all --sample-positions 32 --always last`. The disk is that of TMPDIR.
+`--device cpu --layers 4 --hidden-size 64 --vision-layers 2 --last 6 --all 4 --plain 2
+--batch-size 2` tries the script where there is no GPU, in about two minutes.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
+import numpy as np
 import psutil
 import torch
 import transformers
@@ -41,6 +47,23 @@ from capture.samples.pictures import FolderPictures, read_picture
 from capture.samples.queries import read_queries
 
 MATRIX = 8192
+FEW = 32
+WRITE_BYTES = 1 << 28
+COLUMNS = (
+    *("positions", "", "samples", "samples/s", "of the bare pass", "times the plain script"),
+    *("of the disk", "of the smaller", "of peak", "idle", "bytes a sample", "host memory, MB"),
+)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What one capture is asked for: the positions by their name, and how many samples."""
+
+    name: str
+    positions: str
+    n_samples: int
+    chunk_samples: int
+    sample_positions: int | None = None
 
 
 def make_model(folder: Path, arguments: argparse.Namespace) -> CaptureModel:
@@ -54,6 +77,9 @@ def make_model(folder: Path, arguments: argparse.Namespace) -> CaptureModel:
     text.pad_token_id, text.bos_token_id = tokenizer.pad_token_id, tokenizer.bos_token_id
     if arguments.layers:
         text.num_hidden_layers = arguments.layers
+    if arguments.vision_layers:
+        # The features are those of the last layer but one.
+        config.vision_config.num_hidden_layers = arguments.vision_layers
     if arguments.hidden_size:
         text.hidden_size = arguments.hidden_size
         text.intermediate_size = 2 * arguments.hidden_size
@@ -130,8 +156,9 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--layers", type=int)
     parser.add_argument("--hidden-size", type=int)
+    parser.add_argument("--vision-layers", type=int)
     parser.add_argument("--last", type=int, default=1004, help="samples of `last`")
-    parser.add_argument("--all", type=int, default=128, help="samples of `all`")
+    parser.add_argument("--all", type=int, default=128, help="samples of `all`, and of `32 + last`")
     parser.add_argument("--plain", type=int, default=16, help="samples of the plain script")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=32)
@@ -151,52 +178,98 @@ def run_all(folder: Path, arguments: argparse.Namespace) -> None:
     print(f"{date.today()}, {gpu}; torch {torch.__version__}, transformers ", end="")
     print(f"{transformers.__version__}; batches of {arguments.batch_size}, medians of ", end="")
     print(f"{arguments.repeats} (lowest–highest); a matrix product {peak / 1e12:.1f} TFLOP/s\n")
-    print(
-        "| positions | | samples | samples/s | of the bare pass | times the plain script | "
-        "of peak | idle | bytes a sample | host memory, MB |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|---|")
-    images, out = folder / "images", folder / "out"
-    for positions, n_samples in (("last", arguments.last), ("all", arguments.all)):
-        dataset = make_input(folder, n_samples)
-        n_plain = min(arguments.plain, n_samples)
-        few = make_input(folder, n_plain)
-        flop = operations(model, dataset, images)
-        run_bare = bare(model, dataset, images, arguments.batch_size)
-        run_plain = plain(model, few, images, out, positions)
-        chunk = 256 if positions == "last" else 16
-        run_ours = ours(
-            model, dataset, images, out, positions, chunk, batch_size=arguments.batch_size
+    print(f"| {' | '.join(COLUMNS)} |")
+    print("|---" * len(COLUMNS) + "|")
+    for asked in (
+        Asked("last", "last", arguments.last, chunk_samples=256),
+        Asked(f"{FEW} + last", "all", arguments.all, chunk_samples=16, sample_positions=FEW),
+        Asked("all", "all", arguments.all, chunk_samples=16),
+    ):
+        for line in measure(folder, model, asked, peak, arguments):
+            print(f"| {' | '.join(line)} |", flush=True)
+
+
+def measure(
+    folder: Path, model: CaptureModel, asked: Asked, peak: float, arguments: argparse.Namespace
+) -> list[list[str]]:
+    """Measure the candidates in turn at one kind of positions; a line of the table each."""
+    images, out, n_samples = folder / "images", folder / "out", asked.n_samples
+    dataset = make_input(folder, n_samples)
+    n_plain = min(arguments.plain, n_samples)
+    few = make_input(folder, n_plain)
+    flop = operations(model, dataset, images)
+
+    def captured(queries: Path) -> Callable[[], None]:
+        return ours(
+            model,
+            queries,
+            images,
+            out,
+            asked.positions,
+            asked.chunk_samples,
+            batch_size=arguments.batch_size,
+            sample_positions=asked.sample_positions,
         )
-        rates: dict[str, list[float]] = {"bare": [], "plain": [], "capture": []}
-        sizes = {"bare": 0}
-        memory = {}
-        ours(model, few, images, out, positions, chunk, batch_size=arguments.batch_size)()
-        shutil.rmtree(out)
-        for _ in range(arguments.repeats):
-            for name, run, count in (
-                ("bare", run_bare, n_samples),
-                ("plain", run_plain, n_plain),
-                ("capture", run_ours, n_samples),
-            ):
-                rates[name].append(count / seconds(run))
-                memory[name] = psutil.Process().memory_info().rss / 1e6
-                if name != "bare":
-                    sizes[name] = size_of(out) // count
-                    shutil.rmtree(out)
-        idle = idle_share(model, run_ours)
-        shutil.rmtree(out, ignore_errors=True)
-        for name, measured in rates.items():
-            of_bare = [a / b for a, b in zip(measured, rates["bare"], strict=True)]
-            of_plain = [a / b for a, b in zip(measured, rates["plain"], strict=True)]
-            share = statistics.median(measured) * flop / peak
-            print(
-                f"| {positions} | {name} | {n_samples if name != 'plain' else n_plain} | "
-                f"{spread(measured)} | {spread(of_bare)} | {spread(of_plain)} | {share:.2f} | "
-                f"{f'{idle:.2f}' if name == 'capture' else ''} | {sizes[name]:,} | "
-                f"{memory[name]:,.0f} |",
-                flush=True,
-            )
+
+    run_ours = captured(dataset)
+    candidates = {
+        "bare": (bare(model, dataset, images, arguments.batch_size), n_samples),
+        "plain": (plain(model, few, images, out, asked.positions), n_plain),
+        "capture": (run_ours, n_samples),
+    }
+    if asked.sample_positions is not None:
+        del candidates["plain"]  # which keeps all positions or the last
+    rates: dict[str, list[float]] = {name: [] for name in candidates}
+    disk: list[float] = []
+    sizes = {"bare": 0}
+    memory = {}
+    captured(few)()
+    shutil.rmtree(out)
+    for _ in range(arguments.repeats):
+        for name, (run, count) in candidates.items():
+            rates[name].append(count / seconds(run))
+            memory[name] = psutil.Process().memory_info().rss / 1e6
+            if name != "bare":
+                sizes[name] = size_of(out) // count
+                shutil.rmtree(out)
+        disk.append(n_samples / written(folder / "bare-write", sizes["capture"] * n_samples))
+    idle = idle_share(model, run_ours)
+    shutil.rmtree(out, ignore_errors=True)
+    lines = []
+    for name, measured in rates.items():
+        of_disk = of_smaller = ""
+        if name == "capture":
+            smaller = list(map(min, rates["bare"], disk))
+            of_disk, of_smaller = _of(measured, disk), _of(measured, smaller)
+        lines.append(
+            [
+                *(asked.name, name, str(candidates[name][1]), spread(measured)),
+                _of(measured, rates["bare"]),
+                _of(measured, rates["plain"]) if "plain" in rates else "",
+                *(of_disk, of_smaller),
+                f"{statistics.median(measured) * flop / peak:.2f}",
+                f"{idle:.2f}" if name == "capture" else "",
+                *(f"{sizes[name]:,}", f"{memory[name]:,.0f}"),
+            ]
+        )
+    return lines
+
+
+def _of(measured: list[float], other: list[float]) -> str:
+    return spread([a / b for a, b in zip(measured, other, strict=True)])
+
+
+def written(path: Path, n_bytes: int) -> float:
+    """Return the seconds of a bare write and fsync of so many bytes, which lie in memory."""
+    block = np.random.default_rng(0).bytes(min(n_bytes, WRITE_BYTES))
+    began = time.perf_counter()
+    with path.open("wb", buffering=0) as file:
+        for start in range(0, n_bytes, len(block)):
+            file.write(memoryview(block)[: n_bytes - start])
+        os.fsync(file.fileno())
+    taken = time.perf_counter() - began
+    path.unlink()
+    return taken
 
 
 if __name__ == "__main__":
