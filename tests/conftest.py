@@ -31,6 +31,7 @@ import sys
 
 import pytest
 import torch
+from fork_server import ForkServer
 from hypothesis import settings
 from photographs import save_photographs
 from single_pass import Reference
@@ -165,13 +166,31 @@ def hub():
     HUB.faults = Faults()
 
 
-@pytest.fixture
-def cli(tmp_path):
-    """Function that runs `llava-amber ARGUMENTS` as a user does, in a process of its own."""
+@pytest.fixture(scope="session")
+def fork_server():
+    """What runs the command line, once it has imported everything."""
+    server = ForkServer()
+    yield server
+    server.close()
 
-    def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+
+@pytest.fixture
+def cli(fork_server, tmp_path):
+    """Function that runs `llava-amber ARGUMENTS` as a user does, in a process of its own.
+
+    One that has imported everything before, unless it is to be `from_nothing`, or variables of the
+    environment are given, which libraries read when they are imported.
+    """
+
+    def run(
+        *arguments: object, from_nothing: bool = False, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        command = list(map(str, arguments))
+        if not environment and not from_nothing:
+            ended = fork_server.start(command, cwd=tmp_path, apart=True).wait(within=300)
+            return subprocess.CompletedProcess(command, ended.status, ended.said, ended.said_apart)
         return subprocess.run(
-            [sys.executable, "-m", "llava_amber_activations", *map(str, arguments)],
+            [sys.executable, "-m", "llava_amber_activations", *command],
             capture_output=True,
             text=True,
             cwd=tmp_path,

@@ -363,7 +363,7 @@ def test_card_is_valid_yaml_of_the_hub(pushed):
 def test_a_log_of_a_push_is_short(hub, cli, narrow_dataset):
     """No line a file: at most what each step says when it ends, on a slow machine."""
     assert len(local_files(narrow_dataset)) > 30
-    result = cli("push", narrow_dataset, "--repo-id", "lab/logged")
+    result = cli("push", narrow_dataset, "--repo-id", "lab/logged", from_nothing=True)
     assert result.returncode == 0
     steps = ("checksums: ", "verify: ", "upload: ")
     assert all(line.startswith(steps) for line in result.stderr.splitlines())

@@ -61,12 +61,14 @@ class Ended:
 
     Attributes:
         status: its exit status; minus the signal, where it was killed.
-        said: on stdout and stderr.
+        said: on stdout, and on stderr where that was not kept apart.
+        said_apart: on stderr, where it was.
         n_deeds: what it did to files, where it was not killed; see `ForkServer.start`.
     """
 
     status: int
     said: str
+    said_apart: str
     seconds: float
     n_deeds: int
 
@@ -90,7 +92,8 @@ class Run:
         seconds = time.monotonic() - self._began
         self.kill()
         said, _, n_deeds = answer["said"].partition(DEEDS)
-        return Ended(os.waitstatus_to_exitcode(answer["status"]), said, seconds, int(n_deeds or 0))
+        status = os.waitstatus_to_exitcode(answer["status"])
+        return Ended(status, said, answer["apart"], seconds, int(n_deeds or 0))
 
 
 class ForkServer:
@@ -111,20 +114,36 @@ class ForkServer:
         self._process.stdin.flush()
         return json.loads(self._process.stdout.readline())
 
-    def start(self, arguments, *, under, kill_at=0, full_at=0, most_bytes=None, **environment):
+    def start(
+        self,
+        arguments,
+        *,
+        under=None,
+        kill_at=0,
+        full_at=0,
+        most_bytes=None,
+        cwd=None,
+        apart=False,
+        **environment,
+    ):
         """Start `llava-amber ARGUMENTS`.
 
         What Python does to files in the folder `under` is counted from 1: it opens, renames, links
         or removes one, makes or removes a folder, changes who may read it.
 
         Args:
+            under: nothing is counted where it is None.
+            cwd: the folder that it runs in.
+            apart: keep what it says on stderr apart.
             kill_at: the run kills itself with -9 just before it does this one.
             full_at: from this one on nothing more can be written, as on a full disk.
             most_bytes: the largest file that the run may write.
         """
         request = {
             "arguments": [str(argument) for argument in arguments],
-            "under": str(under),
+            "under": under and str(under),
+            "cwd": cwd and str(cwd),
+            "apart": apart,
             "kill_at": kill_at,
             "full_at": full_at,
             "most_bytes": most_bytes,
@@ -150,18 +169,26 @@ def main():
         request = json.loads(line)
         if "wait" in request:
             pid = request["wait"]
-            answer = {"status": _wait(pid, request["within"]), "said": _read_all(pipes.pop(pid))}
+            status = _wait(pid, request["within"])
+            said, apart = map(_read_all, pipes.pop(pid))
+            answer = {"status": status, "said": said, "apart": apart}
         else:
-            # A pipe, because what a run says is not to count as a file that it writes.
-            ours, its = os.pipe()
-            fcntl.fcntl(its, fcntl.F_SETPIPE_SZ, 1 << 20)
+            # Pipes, because what a run says is not to count as a file that it writes.
+            ours, its = zip(_pipe(), _pipe(), strict=True)
             pid = os.fork()
             if not pid:
-                _child(request, its)
-            os.close(its)
+                _child(request, *its)
+            for end in its:
+                os.close(end)
             pipes[pid] = ours
             answer = {"pid": pid}
         print(json.dumps(answer), flush=True)
+
+
+def _pipe():
+    ours, its = os.pipe()
+    fcntl.fcntl(its, fcntl.F_SETPIPE_SZ, 1 << 20)
+    return ours, its
 
 
 def _wait(pid, within):
@@ -186,14 +213,16 @@ def _read_all(pipe):
     return b"".join(parts).decode(errors="replace")
 
 
-def _child(request, output):
+def _child(request, output, apart):
     status = 70
     try:
         os.setsid()
         os.dup2(output, 1)
-        os.dup2(output, 2)
+        os.dup2(apart if request["apart"] else output, 2)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.environ.update(request["environment"])
+        if request["cwd"]:
+            os.chdir(request["cwd"])
         n_deeds = _watch_deeds(request["under"], request["kill_at"], request["full_at"])
         if request["most_bytes"] is not None:
             # Python ignores SIGXFSZ: a write beyond the limit is an error like that of a full disk.
@@ -231,6 +260,8 @@ def _watch_deeds(under, kill_at, full_at):
     Returns:
         A function that says how many there were.
     """
+    if under is None:
+        return lambda: 0
     prefix = f"{Path(under).resolve()}/"
     need_room = {"os.rename", "os.mkdir", "os.link"}
     names = {"open", "os.remove", "os.rmdir", "os.chmod"} | need_room

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from importlib.metadata import version
+from itertools import chain
 
 import pytest
 
@@ -54,16 +55,17 @@ def arguments(tiny_llava, image_dir, query_file, tmp_path):
 @pytest.mark.parametrize("place", ["before", "after"])
 def test_quiet(cli, arguments, place):
     """Nothing is on stderr, and the result is on stdout."""
-    result = cli(*(["-q"] if place == "before" else []), *arguments, *["-q"] * (place == "after"))
+    quiet = [["-q"] * (place == "before"), arguments, ["-q"] * (place == "after")]
+    result = cli(*chain(*quiet), from_nothing=True)
     assert (result.returncode, result.stderr) == (0, "")
     assert "2 samples, 2 rows" in result.stdout
 
 
 def test_libraries_are_heard_when_asked_for(cli, arguments):
     """By default none of their bars is on stderr; with -v they are."""
-    result = cli(*arguments)
+    result = cli(*arguments, from_nothing=True)
     assert result.returncode == 0 and "Loading weights" not in result.stderr
-    again = cli(*arguments, "-v")
+    again = cli(*arguments, "-v", from_nothing=True)
     assert again.returncode == 0 and "Loading weights" in again.stderr
 
 
