@@ -20,6 +20,8 @@ LOWEST_VENV ?= .venv-lowest
 LOCK_VENV   ?= .venv-lock
 # The campaign is about our own files, not about other libraries.
 LOWEST_TESTS ?= $(addprefix tests/,llava_amber_activations builder capture hub docs/test_site.py)
+# Of the time of two on two cores, a third was waiting for what the tests had started.
+IN_PARALLEL ?= -n 3 --dist worksteal
 # torch stays where it is until somebody moves it here; so does what makes the lock.
 TORCH := 2.13.0
 UV    := 0.13.9
@@ -31,13 +33,13 @@ demo: $(VENV)/.installed
 	$(BIN)/llava-amber demo --output-dir demo-output
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n 2 tests
+	$(BIN)/python -m pytest $(IN_PARALLEL) tests
 
 # Where libraries of different years meet, they warn of each other: there, a warning is no error, and
 # none is printed by the commands that tests run, whose one line of error is compared.
 LOWEST_WARNINGS := ignore::DeprecationWarning,ignore::FutureWarning,ignore::PendingDeprecationWarning
 test-lowest: $(LOWEST_VENV)/.installed
-	PYTHONWARNINGS=$(LOWEST_WARNINGS) $(LOWEST_VENV)/bin/python -m pytest -n 2 \
+	PYTHONWARNINGS=$(LOWEST_WARNINGS) $(LOWEST_VENV)/bin/python -m pytest $(IN_PARALLEL) \
 	    -W default::DeprecationWarning -W default::FutureWarning \
 	    -W default::PendingDeprecationWarning $(LOWEST_TESTS)
 

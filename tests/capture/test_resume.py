@@ -163,11 +163,11 @@ def start_ranks(command):
     ]
 
 
-def test_a_rank_killed_ten_times(tiny_llava, image_dir, make_store, tmp_path):
-    """One rank dies in the middle, ten times, the other goes on; completed, the store is whole."""
+def test_a_rank_killed_four_times(tiny_llava, image_dir, make_store, tmp_path):
+    """One rank dies in the middle, four times, the other goes on; completed, the store is whole."""
     entries = [
         {"id": number, "image": f"AMBER_{number % 8 + 1}.jpg", "query": f"Number {number}?"}
-        for number in range(40)
+        for number in range(16)
     ]
     queries = tmp_path / "queries.json"
     queries.write_text(json.dumps(entries))
@@ -179,7 +179,7 @@ def test_a_rank_killed_ten_times(tiny_llava, image_dir, make_store, tmp_path):
     ]
     generator = random.Random(0)
     killed = 0
-    for _ in range(10):
+    for _ in range(4):
         before = len(list(store.glob("chunks/chunk-*")))
         ranks = start_ranks(command)
         victim = ranks[generator.randrange(2)]
@@ -193,7 +193,7 @@ def test_a_rank_killed_ten_times(tiny_llava, image_dir, make_store, tmp_path):
         for process in ranks:
             process.kill()
             process.wait()
-    assert killed > 5, "the ranks must die while they work"
+    assert killed > 2, "the ranks must die while they work"
     subprocess.run(command, check=True, capture_output=True)
     one = make_store(
         tmp_path / "one", dataset=queries, positions="all", chunk_samples=1, batch_size=1

@@ -25,6 +25,7 @@ from llava_amber_activations.formats.arrow_vectors import vectors_to_arrow
 from llava_amber_activations.formats.columns import INTEGERS, LEADING
 from llava_amber_activations.formats.schema import all_layers_schema
 from llava_amber_activations.reading.wanted_layer import WantedLayer
+from llava_amber_activations.sources import footers
 from llava_amber_activations.sources.footers import NOTHING_EXPECTED, Expected, check_footer
 from llava_amber_activations.streams.layer_stream import LayerStream
 
@@ -215,13 +216,15 @@ def footer_of(tmp_path, rows, row_group_rows, width=8):
     return str(path), pq.read_metadata(path)
 
 
-def test_row_groups_of_gigabytes_are_claims(tmp_path):
+def test_row_groups_of_gigabytes_are_claims(monkeypatch, tmp_path):
     """Zeros compress to nothing: what they would take in memory is bounded all the same."""
+    assert footers._MOST_ROW_GROUP_BYTES == 2**30
+    monkeypatch.setattr(footers, "_MOST_ROW_GROUP_BYTES", 2**20)
     path = tmp_path / "zeros.parquet"
-    zeros = vectors_to_arrow(np.zeros((270_000, 2048), np.float16))
-    pq.write_table(pa.table({"x_00": zeros}), path, compression="zstd", row_group_size=270_000)
-    assert path.stat().st_size < 2**20
-    with pytest.raises(ActivationsError, match="claims 270000 rows of 4096 bytes, more than"):
+    zeros = vectors_to_arrow(np.zeros((270, 2048), np.float16))
+    pq.write_table(pa.table({"x_00": zeros}), path, compression="zstd", row_group_size=270)
+    assert path.stat().st_size < 2**16
+    with pytest.raises(ActivationsError, match="claims 270 rows of 4096 bytes, more than"):
         check_footer(str(path), pq.read_metadata(path), NOTHING_EXPECTED)
 
 
