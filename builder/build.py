@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from builder.asked.new_place import check_figures, check_free, clear_leftovers
@@ -18,7 +19,7 @@ from builder.contents.contents import Contents
 from builder.contents.store_features import FeaturesContents, features_contents
 from builder.contents.store_rows import StoreContents, store_contents
 from builder.folder.new_folder import finish_folder
-from builder.folder.ranks import Ranks, begin_launch, take_part, wait_for_folder, wait_for_others
+from builder.folder.ranks import Ranks, begun_launch, take_part, wait_for_others
 from builder.folder.unfinished import (
     Unfinished,
     build_said,
@@ -132,10 +133,15 @@ def build(
 
     if not ranks.is_first:
         begun = unfinished_at(dataset, said)
-        take_part(begun.ranks, ranks, lambda: is_begun(dataset, said), lambda: make_mine(begun))
-        wait_for_folder(dataset)
+        take_part(
+            begun.ranks,
+            dataset,
+            ranks,
+            lambda: is_begun(dataset, said),
+            lambda: make_mine(begun),
+        )
         return open_source(dataset).manifest
-    with unfinished_folder(dataset, said) as begun:
+    with unfinished_folder(dataset, said) as begun, ExitStack() as launched:
         say_build(dataset, *planned, asked=asked)
         if begun.n_kept:
             note(
@@ -144,7 +150,7 @@ def build(
             )
         folder, finished_shards = begun.folder, begun.finished
         if ranks.world_size > 1:
-            launch = begin_launch(begun.ranks)
+            launch = launched.enter_context(begun_launch(begun.ranks))
             make_mine(begun)
             wait_for_others(begun.ranks, launch, ranks)
             finished_shards = dataclasses.replace(finished_shards, are_checked=True)

@@ -3,30 +3,34 @@
 .DATASET.unfinished/ranks/
   launch        names the launch; by rank 0, which alone holds the lock and finishes the folder
   00001         the same name; by rank 1, once all shards that are its own are finished
+  alive-00000   says that rank 0 runs, and so on for each rank that others wait for
 
 They meet in files alone, so that nothing bounds how long one may take, and hosts need to share no
-more than the disk. A shard is the same bytes whoever makes it.
+more than the disk. A shard is the same bytes whoever makes it. Who waits for a rank that was killed
+ends, and what is finished is kept.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
 from llava_amber_activations.errors import ActivationsError
-from llava_amber_activations.files.leftovers import folder_lock_path, remove
-from llava_amber_activations.files.locks import clear_dead
+from llava_amber_activations.files.leftovers import remove
+from llava_amber_activations.files.pulse import POLL_SECONDS, Pulse, beating, look
 from llava_amber_activations.files.whole import write_text
 from llava_amber_activations.formats.dataset_folder import MANIFEST_FILE
 
 _LAUNCH_FILE = "launch"
-_POLL_SECONDS = 0.1
-# To begin, rank 0 reads the store's headers, and nothing more.
+# To begin, a rank reads the store's headers, and nothing more.
 _PATIENCE_SECONDS = 600.0
+_KEPT = "what is finished is kept, and the same command makes the rest"
+_REMEDY = "start all ranks with the same command, on hosts that share the dataset's disk"
 
 
 @dataclass(frozen=True)
@@ -60,76 +64,113 @@ def ranks_of_launch() -> Ranks:
     return Ranks(int(rank), int(world_size))
 
 
-def begin_launch(folder: Path) -> str:
-    """Let the other ranks begin, and return the launch's name.
+@contextmanager
+def begun_launch(folder: Path) -> Iterator[str]:
+    """Let the other ranks begin, and yield the launch's name; an error inside ends it for all.
 
     Args:
         folder: that the ranks meet in; what another launch left in it is removed.
     """
     remove(folder)
     name = uuid4().hex
-    write_text(folder / _LAUNCH_FILE, name)
-    return name
+    with beating(_alive_path(folder, 0)):
+        write_text(folder / _LAUNCH_FILE, name)
+        try:
+            yield name
+        except BaseException:
+            remove(folder / _LAUNCH_FILE)
+            raise
 
 
 def wait_for_others(folder: Path, launch: str, ranks: Ranks) -> None:
-    """Wait until every other rank has finished its shards."""
-    waiting = [_rank_path(folder, rank) for rank in range(1, ranks.world_size)]
-    while waiting := [path for path in waiting if _read(path) != launch]:
-        time.sleep(_POLL_SECONDS)
+    """Wait until every other rank has finished its shards.
+
+    Raises:
+        ActivationsError: one has ended before, or does not begin.
+    """
+    waiting = {rank: Pulse() for rank in range(1, ranks.world_size)}
+    until = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        # Looked at first: one may finish and end in between.
+        waiting = {rank: look(_alive_path(folder, rank), pulse) for rank, pulse in waiting.items()}
+        done = [rank for rank in waiting if _read(_rank_path(folder, rank)) == launch]
+        for rank in done:
+            del waiting[rank]
+        if not waiting:
+            return
+        for rank, pulse in waiting.items():
+            if pulse.is_gone:
+                raise ActivationsError(
+                    f"rank {rank} of {ranks.world_size}{_process(pulse)} ended before its shards "
+                    f"were finished: {_KEPT}"
+                )
+            if pulse.said is None and time.monotonic() > until:
+                raise ActivationsError(
+                    f"rank 0 waits for rank {rank} of {ranks.world_size}, which does not begin: "
+                    f"{_REMEDY}"
+                )
+        time.sleep(POLL_SECONDS)
 
 
 def take_part(
-    folder: Path, ranks: Ranks, can_begin: Callable[[], bool], make: Callable[[], None]
+    folder: Path,
+    dataset: Path,
+    ranks: Ranks,
+    can_begin: Callable[[], bool],
+    make: Callable[[], None],
 ) -> None:
-    """Make this rank's shards in the launch that rank 0 has begun, and say that they are finished.
+    """Make this rank's shards in the launch that rank 0 has begun, and wait for the folder.
 
     Args:
+        folder: that the ranks meet in.
+        dataset: that rank 0 makes of what all ranks have made.
         can_begin: whether what rank 0 builds is what this rank would.
         make: makes them.
 
     Raises:
-        ActivationsError: rank 0 does not begin.
+        ActivationsError: rank 0 does not begin, or has ended before the folder was whole.
     """
     until = time.monotonic() + _PATIENCE_SECONDS
+    made_in: str | None = None
+    first = Pulse()
     while True:
-        launch = _read(folder / _LAUNCH_FILE)
-        if launch is not None and can_begin():
-            make()
-            until = time.monotonic() + _PATIENCE_SECONDS
-            # Perhaps it was one that had been killed, and rank 0 has begun its own meanwhile.
-            if _read(folder / _LAUNCH_FILE) == launch:
-                write_text(_rank_path(folder, ranks.rank), launch)
-                if _read(folder / _LAUNCH_FILE) == launch:
-                    return
-        if time.monotonic() > until:
-            raise ActivationsError(
-                f"rank {ranks.rank} of {ranks.world_size} waits for rank 0, which does not begin: "
-                "start all ranks with the same command, on hosts that share the dataset's disk"
-            )
-        time.sleep(_POLL_SECONDS)
-
-
-def wait_for_folder(dataset: Path) -> None:
-    """Wait until rank 0 has made the folder of what all ranks have made.
-
-    Raises:
-        ActivationsError: it has ended before.
-    """
-    lock = folder_lock_path(dataset.resolve())
-    while not clear_dead(lock):
+        launch, first = _read(folder / _LAUNCH_FILE), look(_alive_path(folder, 0), first)
+        # Last: rank 0 removes what it said when the folder is whole.
         if (dataset / MANIFEST_FILE).is_file():
             return
-        time.sleep(_POLL_SECONDS)
-    if not (dataset / MANIFEST_FILE).is_file():
-        raise ActivationsError(
-            f"rank 0 ended before {dataset} was whole: what is finished is kept, and the same "
-            "command makes the rest"
-        )
+        # A launch that was killed is not gone on with: rank 0 may begin its own at any time.
+        is_new = launch is not None and launch != made_in and first.is_alive
+        if is_new and can_begin():
+            with beating(_alive_path(folder, ranks.rank)):
+                make()
+            made_in = launch
+            if launch is not None and _read(folder / _LAUNCH_FILE) == launch:
+                write_text(_rank_path(folder, ranks.rank), launch)
+        elif made_in is None:
+            if time.monotonic() > until:
+                raise ActivationsError(
+                    f"rank {ranks.rank} of {ranks.world_size} waits for rank 0, which does not "
+                    f"begin: {_REMEDY}"
+                )
+        elif launch is None or first.is_gone:
+            raise ActivationsError(
+                f"rank 0 of {ranks.world_size}{_process(first)} ended before {dataset} was whole: "
+                f"{_KEPT}"
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def _process(pulse: Pulse) -> str:
+    process = pulse.process
+    return "" if process is None else f" (process {process.pid} on {process.host})"
 
 
 def _rank_path(folder: Path, rank: int) -> Path:
     return folder / f"{rank:05d}"
+
+
+def _alive_path(folder: Path, rank: int) -> Path:
+    return folder / f"alive-{rank:05d}"
 
 
 def _read(path: Path) -> str | None:
