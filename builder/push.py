@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +21,7 @@ from builder.folder.provenance import public_recipe
 from builder.verify import verify
 from llava_amber_activations.console.progress import Progress
 from llava_amber_activations.errors import ActivationsError
+from llava_amber_activations.files.whole import json_text
 from llava_amber_activations.formats.dataset_folder import (
     CARD_FILE,
     CONFIG_DIRS,
@@ -118,7 +118,7 @@ def push(
     manifest = dataclasses.replace(manifest, recipe=public_recipe(manifest.recipe))
     card = card_text(dataset, manifest, repo_id).encode()
     manifest = _with_card(manifest, card)
-    manifest_text = (json.dumps(manifest.to_json(), indent=2, ensure_ascii=False) + "\n").encode()
+    manifest_text = json_text(manifest.to_json()).encode()
     tag = f"v{manifest.format_version}"
     api = HfApi(token=token)
     with hub_errors(repo_id, "push to"):

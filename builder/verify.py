@@ -41,6 +41,7 @@ from llava_amber_activations.formats.dataset_folder import (
 from llava_amber_activations.formats.layers import LayerWindow, split_name
 from llava_amber_activations.reading.layer_rows import split_tables, tables_of_layer
 from llava_amber_activations.reading.wanted_layer import WantedLayer
+from llava_amber_activations.sources.footers import difference, rows_of_groups
 from llava_amber_activations.sources.sites import read_norms
 from llava_amber_activations.sources.source import Source, open_source
 from llava_amber_activations.sources.statistics import read_statistics
@@ -159,9 +160,14 @@ def _check_file(source: Source, folder: Path, path: str) -> None:
         )
     if entry.rows is not None:
         with source.open_parquet(path) as parquet:
-            rows = parquet.metadata.num_rows
+            rows, counts = parquet.metadata.num_rows, rows_of_groups(parquet.metadata)
         if rows != entry.rows:
             raise ActivationsError(f"{file} has {rows} rows, and {MANIFEST_FILE} {entry.rows}")
+        if entry.row_groups is not None and counts != entry.row_groups:
+            raise ActivationsError(
+                f"{file} has other row groups than {MANIFEST_FILE} says "
+                f"({difference(counts, entry.row_groups)}): {REMEDY}"
+            )
 
 
 def _check_rows(source: Source) -> None:

@@ -29,6 +29,7 @@ from builder.shards.vector_moments import VectorMoments
 from llava_amber_activations.files.checksums import sha256_of
 from llava_amber_activations.files.write_errors import write_errors
 from llava_amber_activations.formats.dataset_folder import FileEntry
+from llava_amber_activations.parsing.typed_json import read_object
 
 Done = tuple[FileEntry | None, dict[str, VectorMoments]]
 
@@ -65,7 +66,8 @@ class FinishedShards:
         if done is None or task.path is None:
             return done
         entry, _ = done
-        if entry is None:
+        # Kept by a release whose manifests had no row groups, it is not what this one writes.
+        if entry is None or entry.row_groups is None:
             return None
         return done if self.are_checked or _is_as_written(folder / task.path, entry) else None
 
@@ -123,7 +125,8 @@ def _parse(text: bytes) -> Done | None:
     line, _, tensors = body.partition(b"\n")
     head: dict[str, Any] = json.loads(line)
     arrays = safetensors.numpy.load(tensors)
-    entry = None if head["entry"] is None else FileEntry(**head["entry"])
+    said = head["entry"]
+    entry = None if said is None else read_object(FileEntry, said, _SHARD, "a file of the manifest")
     return entry, {
         name: _vector_moments(arrays, name, parts) for name, parts in head["moments"].items()
     }

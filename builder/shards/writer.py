@@ -77,7 +77,7 @@ class ShardWriter:
     def __init__(self, file: Any, schema: pa.Schema) -> None:
         self._sink = _HashedFile(file)
         self._schema = schema
-        self._rows = 0
+        self._group_rows: list[int] = []
         self._arrow_file = pa.PythonFile(self._sink, mode="w")
         self._writer = pq.ParquetWriter(
             self._arrow_file,
@@ -99,7 +99,7 @@ class ShardWriter:
         table = pa.Table.from_arrays(columns, schema=self._schema)
         self._writer.write_table(table, row_group_size=max(1, table.num_rows))
         self._sink.check()
-        self._rows += table.num_rows
+        self._group_rows.append(table.num_rows)
 
     def close(self) -> None:
         """Write the footer."""
@@ -111,7 +111,8 @@ class ShardWriter:
     @property
     def entry(self) -> FileEntry:
         """The closed file's entry for the manifest."""
-        return FileEntry(self._sink.hexdigest(), self._sink.size, self._rows)
+        rows = tuple(self._group_rows)
+        return FileEntry(self._sink.hexdigest(), self._sink.size, sum(rows), rows)
 
 
 def _vector_path(field: pa.Field) -> str | None:

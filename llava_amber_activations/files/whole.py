@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ def _read_umask() -> int:
 
 
 _UMASK = _read_umask()
+_NUMBERS = re.compile(r"(?<=\[)\n\s*-?\d+(,\n\s*-?\d+)*\n\s*(?=\])")
 
 
 @contextmanager
@@ -75,5 +77,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Write `value` as `json_text` has it, whole or not at all."""
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Return `value` as indented JSON for people to read, lists of whole numbers on one line."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    # No string holds a line's end as it is.
+    return _NUMBERS.sub(lambda found: re.sub(r"\s+", " ", found[0]).strip(), text) + "\n"

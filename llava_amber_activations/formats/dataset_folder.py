@@ -8,8 +8,8 @@ DATASET/
   statistics.safetensors                   moments of every layer's vectors
   norms.safetensors                        the norms before the MLPs, where `x` is `resid_mid`
   figures/rms.png, figures/energy.png      what the card shows of them
-  manifest.json                            every file's sha256, bytes and rows; the recipe; its own
-                                           checksum
+  manifest.json                            every file's sha256, bytes, rows and row groups; the
+                                           recipe; its own checksum
 """
 
 from __future__ import annotations
@@ -59,16 +59,32 @@ _SHARD = re.compile(
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One file of the manifest: checksum, size in bytes and, for Parquet, rows."""
+    """One file of the manifest.
+
+    Attributes:
+        sha256, bytes: its checksum and its size.
+        rows: of a Parquet file; None of any other.
+        row_groups: rows of each of its row groups; None where the manifest does not say, as in
+            format 1.0.
+    """
 
     sha256: str
     bytes: int
     rows: int | None = None
+    row_groups: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         check_sha256("sha256", self.sha256)
         check_number("bytes", self.bytes, 0, INT64_MAX)
         check_number("rows", self.rows, 0, INT64_MAX)
+        if self.row_groups is None:
+            return
+        for rows in (min(self.row_groups, default=0), max(self.row_groups, default=0)):
+            check_number("row_groups", rows, 0, INT64_MAX)
+        if sum(self.row_groups) != self.rows:
+            raise ActivationsError(
+                f"row_groups add up to {sum(self.row_groups)} rows, and rows is {self.rows}"
+            )
 
 
 @dataclass(frozen=True)

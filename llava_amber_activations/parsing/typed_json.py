@@ -121,6 +121,9 @@ def _read(type_: Any, value: Any, refused: str, key: str) -> Any:
     if origin is tuple:
         if not isinstance(value, list):
             _refuse(refused, key, value, "a list")
+        # As `_read` would find, at a glance: a manifest holds hundreds of thousands of numbers.
+        if args[0] is int and set(map(type, value)) <= {int}:
+            return tuple(value)
         return tuple(
             _read(args[0], item, refused, f"{key}[{number}]") for number, item in enumerate(value)
         )

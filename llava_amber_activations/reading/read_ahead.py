@@ -20,6 +20,7 @@ from llava_amber_activations.sources.footers import (
     Expected,
     check_footer,
     reading_errors,
+    rows_of_groups,
 )
 from llava_amber_activations.sources.shard_file import (
     ShardFile,
@@ -67,6 +68,9 @@ def _footer_on_hub(url: str) -> pq.FileMetaData:
 class Shards:
     """Parquet files of one split; each footer is read once, and held against the manifest.
 
+    Where the manifest names the row groups, a footer is read when rows are, and not before.
+    Several threads may ask for footers.
+
     Args:
         checked: compare the pages' checksums as they are read, which takes a quarter as long as
             decoding them: for what is read once, and kept.
@@ -86,6 +90,8 @@ class Shards:
         self._most_open = most_open
         self._expected = expected
         self._footers: dict[str, pq.FileMetaData] = {}
+        self._reading: dict[str, threading.Lock] = {}
+        self._group_rows: dict[str, tuple[int, ...]] = dict(expected.row_groups)
         self._of_thread = threading.local()
 
     def footer(self, url: str) -> pq.FileMetaData:
@@ -94,23 +100,34 @@ class Shards:
         Raises:
             ActivationsError: the shard cannot be read, or is not what the manifest says.
         """
-        if url not in self._footers:
-            # On the Hub an address names a commit, so that what it holds never changes.
-            footer = _footer_on_hub(url) if is_remote(url) else _footer(url)
-            with reading_errors(url):
-                check_footer(url, footer, self._expected)
-            self._footers[url] = footer
-        return self._footers[url]
+        with self._reading.setdefault(url, threading.Lock()):
+            if url not in self._footers:
+                # On the Hub an address names a commit, so that what it holds never changes.
+                footer = _footer_on_hub(url) if is_remote(url) else _footer(url)
+                with reading_errors(url):
+                    check_footer(url, footer, self._expected)
+                self._footers[url] = footer
+            return self._footers[url]
+
+    def group_rows(self, url: str) -> tuple[int, ...]:
+        """Return the rows of each row group of a shard: by its footer, if nothing else says it.
+
+        Raises:
+            ActivationsError: as `footer`.
+        """
+        if url not in self._group_rows:
+            self._group_rows[url] = rows_of_groups(self.footer(url))
+        return self._group_rows[url]
 
     def row_groups(self) -> Iterator[RowGroup]:
         """Yield the row groups of every shard, in order; a footer is read when its turn comes."""
         for url in self._urls:
-            for number in range(self.footer(url).num_row_groups):
+            for number in range(len(self.group_rows(url))):
                 yield self.row_group(url, number)
 
     def row_group(self, url: str, number: int) -> RowGroup:
         """Return one row group of a shard."""
-        return RowGroup(url, number, self.footer(url).row_group(number).num_rows)
+        return RowGroup(url, number, self.group_rows(url)[number])
 
     @property
     def on_hub(self) -> bool:
@@ -118,7 +135,7 @@ class Shards:
         return any(map(is_remote, self._urls))
 
     def open(self, url: str) -> ShardFile:
-        """Open a shard by the footer that has been read; this thread's last few stay open.
+        """Open a shard by its footer, which is read once; this thread's last few stay open.
 
         Opening takes as long as decoding two of a row group's vectors.
         """

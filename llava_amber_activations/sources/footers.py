@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -29,14 +29,21 @@ class Expected:
         width: of every vector; None where it does not say.
         dtype: of every vector, `float16` or `float32`; None where it does not say.
         rows: of each shard, by its address.
+        row_groups: of each shard that it says them of, the rows of each row group.
     """
 
     width: int | None = None
     dtype: str | None = None
     rows: Mapping[str, int] = field(default_factory=dict)
+    row_groups: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 NOTHING_EXPECTED = Expected()
+
+
+def rows_of_groups(footer: pq.FileMetaData) -> tuple[int, ...]:
+    """Return the rows of each row group, as a footer has them."""
+    return tuple(footer.row_group(number).num_rows for number in range(footer.num_row_groups))
 
 
 def check_footer(url: str, footer: pq.FileMetaData, expected: Expected) -> None:
@@ -48,7 +55,7 @@ def check_footer(url: str, footer: pq.FileMetaData, expected: Expected) -> None:
     schema = footer.schema.to_arrow_schema()
     _check_row_columns(url, schema)
     row_bytes = _check_vectors(url, schema, expected)
-    counts = [footer.row_group(number).num_rows for number in range(footer.num_row_groups)]
+    counts = rows_of_groups(footer)
     if sum(counts) != footer.num_rows or min(counts, default=0) < 0:
         raise ActivationsError(
             f"{url} is damaged (its row groups do not add up to its {footer.num_rows} rows): "
@@ -59,11 +66,25 @@ def check_footer(url: str, footer: pq.FileMetaData, expected: Expected) -> None:
         raise ActivationsError(
             f"{url} has {footer.num_rows} rows, and the dataset's manifest says {rows}: {REMEDY}"
         )
+    row_groups = expected.row_groups.get(url)
+    if row_groups is not None and counts != row_groups:
+        raise ActivationsError(
+            f"{url} has other row groups than the dataset's manifest says "
+            f"({difference(counts, row_groups)}): {REMEDY}"
+        )
     if max(counts, default=0) * row_bytes > _MOST_ROW_GROUP_BYTES:
         raise ActivationsError(
             f"{url} is damaged (a row group claims {max(counts)} rows of {row_bytes} bytes, more "
             f"than this project writes): {REMEDY}"
         )
+
+
+def difference(counts: Sequence[int], said: Sequence[int]) -> str:
+    """Say where the row groups of a shard differ first from those that a manifest names."""
+    if len(counts) != len(said):
+        return f"{len(counts)}, not {len(said)}"
+    number = next(n for n, pair in enumerate(zip(counts, said, strict=True)) if pair[0] != pair[1])
+    return f"row group {number} has {counts[number]} rows, not {said[number]}"
 
 
 def _check_row_columns(url: str, schema: pa.Schema) -> None:

@@ -124,9 +124,14 @@ def expected_of(source: Source, paths: Sequence[str]) -> Expected:
 
 
 def expected_rows(source: Source, paths: Sequence[str]) -> Expected:
-    """Return what a source's manifest says of any shards: their rows."""
-    entries = {source.url(path): source.manifest.files[path].rows for path in paths}
-    return Expected(rows={url: rows for url, rows in entries.items() if rows is not None})
+    """Return what a source's manifest says of any shards: their rows, and their row groups."""
+    entries = {source.url(path): source.manifest.files[path] for path in paths}
+    return Expected(
+        rows={url: entry.rows for url, entry in entries.items() if entry.rows is not None},
+        row_groups={
+            url: entry.row_groups for url, entry in entries.items() if entry.row_groups is not None
+        },
+    )
 
 
 def _read(url: str) -> bytes:

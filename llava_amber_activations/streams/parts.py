@@ -59,6 +59,18 @@ class Part:
         )
         return runs[first:stop]
 
+    def rows(self, n_rows: int, batch_size: int, *, drop_last: bool) -> range:
+        """Return the rows of this part's batches, which are one run.
+
+        Raises:
+            ActivationsError: there are fewer rows than ranks.
+        """
+        if self.n_parts == 1:
+            # No list as long as what a manifest claims, of which nothing has been read yet.
+            return range(n_rows // batch_size * batch_size if drop_last else n_rows)
+        batches = self.batches(n_rows, batch_size, drop_last=drop_last)
+        return range(batches[0].start, batches[-1].stop) if batches else range(0)
+
     def _bounds(self, n_rows: int, batch_size: int, *, drop_last: bool) -> list[int]:
         """Return where this rank's batches begin, and where the last one ends."""
         world = self.world_size
@@ -75,11 +87,6 @@ class Part:
         if bounds and bounds[-1] == stop:
             bounds[-1] -= 1
         return [*bounds, stop]
-
-
-def run_of(batches: Sequence[range]) -> range:
-    """Return the rows of batches that follow each other."""
-    return range(batches[0].start, batches[-1].stop) if batches else range(0)
 
 
 def cut(counts: Sequence[int], rows: range) -> list[tuple[int, range]]:

@@ -15,7 +15,7 @@ import numpy as np
 from llava_amber_activations.reading.read_ahead import RowGroup, Shards, read_in_order
 from llava_amber_activations.sources.footers import NOTHING_EXPECTED, Expected
 from llava_amber_activations.sources.shard_file import ShardFile
-from llava_amber_activations.streams.parts import Part, check_skip, cut, run_of
+from llava_amber_activations.streams.parts import Part, check_skip, cut
 from llava_amber_activations.streams.row_choice import ChosenRows, RowChoice
 from llava_amber_activations.vectors.held_rows import HeldRows, RowNumbers, join_rows
 from llava_amber_activations.vectors.recycled import RecycledMemory
@@ -160,7 +160,10 @@ class ShardStream(ABC):
         return Shards(self.urls, self.expected)
 
     def pieces(self, shards: Shards) -> Iterator[Piece]:
-        """Yield the row groups that hold the rows; a footer is read when its turn comes."""
+        """Yield the row groups that hold the rows.
+
+        A footer is read when its turn comes, and only where the manifest names no row groups.
+        """
         if self.chosen is not None:
             for each in self.chosen:
                 yield shards.row_group(each.url, each.group), each.rows
@@ -173,7 +176,7 @@ class ShardStream(ABC):
             if known is not None and row + known <= self.first_row:
                 row += known
                 continue
-            every = range(shards.footer(url).num_row_groups)
+            every = range(len(shards.group_rows(url)))
             for number in every if groups is None else groups:
                 group = shards.row_group(url, number)
                 last = group.n_rows if stop is None else min(stop - row, group.n_rows)
@@ -186,7 +189,10 @@ class ShardStream(ABC):
         return zip(self.urls, self.row_groups or [None] * len(self.urls), strict=True)
 
     def _rows_of(self, url: str, row_groups: Sequence[int] | None) -> int | None:
-        return self.expected.rows.get(url) if row_groups is None else None
+        if row_groups is None:
+            return self.expected.rows.get(url)
+        counts = self.expected.row_groups.get(url)
+        return None if counts is None else sum(counts[number] for number in row_groups)
 
     def _read(self, shards: Shards, groups: Iterable[RowGroup]) -> Iterator[HeldRows]:
         memory = RecycledMemory()
@@ -206,7 +212,7 @@ Piece = tuple[RowGroup, Rows]
 def _cut(pieces: Sequence[Piece], part: Part, batch_size: int, drop_last: bool) -> list[Piece]:
     """Return a part's run of the rows of some pieces, in their order."""
     counts = [len(rows) for _, rows in pieces]
-    mine = run_of(part.batches(sum(counts), batch_size, drop_last=drop_last))
+    mine = part.rows(sum(counts), batch_size, drop_last=drop_last)
     return [
         (pieces[number][0], pieces[number][1][among.start : among.stop])
         for number, among in cut(counts, mine)

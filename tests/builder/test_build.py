@@ -122,6 +122,21 @@ def test_parquet_facts(all_dataset):
             assert set(group) == {group[-1]}, "a long sample shares its row groups with another"
 
 
+def group_rows(path):
+    """The rows of each row group of a shard, by pyarrow."""
+    footer = pq.read_metadata(path)
+    return [footer.row_group(number).num_rows for number in range(footer.num_row_groups)]
+
+
+def test_row_groups_in_the_manifest(all_dataset):
+    """Several to a shard, each list on one line of the file."""
+    text = (all_dataset / "manifest.json").read_text()
+    files = json.loads(text)["files"]
+    lists = [f'"row_groups": {group_rows(all_dataset / path)}\n' for path in files if "/L" in path]
+    assert max(line.count(",") for line in lists) > 2
+    assert all(line in text for line in lists)
+
+
 def test_manifest(last_dataset, last_store):
     """Checksums, sizes and rows are those of the files, and the recipe is the store's."""
     manifest = json.loads((last_dataset / "manifest.json").read_text())
@@ -132,6 +147,7 @@ def test_manifest(last_dataset, last_store):
         assert entry["sha256"] == hashlib.sha256(content).hexdigest()
         assert entry["bytes"] == len(content)
         assert entry["rows"] == (8 if path.endswith(".parquet") else None)
+        assert entry["row_groups"] == (group_rows(last_dataset / path) if entry["rows"] else None)
     assert manifest["recipe"] == json.loads((last_store / "capture.json").read_text())
     assert manifest["format_version"] == "1.1"
     assert list(manifest)[-1] == "self_sha256" and manifest["self_sha256"] == seal(manifest)

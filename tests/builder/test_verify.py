@@ -97,9 +97,24 @@ def test_missing_and_stray_files(folder):
 
 def test_row_counts(folder):
     path = sorted((folder / "data").glob("L7-*"))[0]
-    edit_manifest(folder, path, rows=3)
+    edit_manifest(folder, path, rows=3, row_groups=[3])
     with pytest.raises(ActivationsError, match=rf"{path.name} has \d+ rows, and manifest\.json 3"):
         verify(folder)
+
+
+def test_row_groups(folder):
+    """As many rows, cut elsewhere; and cut into more."""
+    path = sorted((folder / "data").glob("L7-*"))[0]
+    footer = pq.read_metadata(path)
+    first, *others = (footer.row_group(number).num_rows for number in range(footer.num_row_groups))
+    for said, how in (
+        ([others[0], first, *others[1:]], f"row group 0 has {first} rows, not {others[0]}"),
+        ([1, first - 1, *others], f"{footer.num_row_groups}, not {footer.num_row_groups + 1}"),
+    ):
+        edit_manifest(folder, path, row_groups=said)
+        says = rf"{path.name} has other row groups than manifest\.json says \({how}\): build or"
+        with pytest.raises(ActivationsError, match=says):
+            verify(folder)
 
 
 def test_a_split_with_fewer_rows(folder):

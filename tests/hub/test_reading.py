@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import cache
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -10,15 +11,19 @@ import torch
 from datasets import List, Value, load_dataset
 from huggingface_hub import HfApi
 from loopback_hub import DEFAULT_TOKEN
+from random_store import make_random_store
 
+from builder.build import build
 from builder.info import info
 from builder.push import push
 from llava_amber_activations import (
+    Activations,
     ActivationsError,
     activation_batches,
     load_activations,
     load_statistics,
 )
+from llava_amber_activations.reading import read_ahead
 
 
 def column_bytes(folder, names):
@@ -99,6 +104,47 @@ def test_first_batch_waits_for_two_row_groups(hub, pushed_wide, wide_dataset):
     assert hub.bytes_sent("all_layers/") <= two_of_four + footer
     for _ in batches:
         pass
+
+
+@pytest.fixture(scope="module")
+def of_many_shards(tmp_path_factory):
+    """Function that pushes a dataset of so many shards, a row group of 8 rows each."""
+
+    @cache
+    def make(n_shards):
+        folder = tmp_path_factory.mktemp("many") / "dataset"
+        store = make_random_store(folder.parent / "store", 8 * n_shards, 8)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("builder.shards.plan._USUAL_GROUP_ROWS", 8)
+            manifest = build(store, folder, configs=["all_layers"], max_shard_size="1kB")
+        assert len(manifest.shards("all_layers", "train")) == n_shards
+        push(folder, f"lab/of-{n_shards}", token=DEFAULT_TOKEN)
+        return f"lab/of-{n_shards}"
+
+    return make
+
+
+@pytest.mark.parametrize("rows_done", [0, 40])
+def test_a_shuffled_stream_begins_without_reading_every_footer(
+    hub, of_many_shards, monkeypatch, rows_done
+):
+    """The first window's row groups, and two that are on their way: of 10 shards as of 40.
+
+    A footer of each of the 40 alone would be 40 requests.
+    """
+    monkeypatch.setattr("llava_amber_activations.streams.shard_stream._FIRST_WINDOW_ROWS", 8)
+    monkeypatch.setattr("llava_amber_activations.streams.shard_stream._WINDOW_ROWS", 8)
+    for n_shards in (10, 40):
+        repo_id = of_many_shards(n_shards)
+        read_ahead._footer_on_hub.cache_clear()
+        hub.reset_counts()
+        batches = Activations(repo_id).batches(layer=30, batch_size=8, shuffle=True, seed=1)
+        batches.load_state_dict({**batches.state_dict(), "rows_done": rows_done})
+        rest = iter(batches)
+        next(rest)
+        assert len(hub.requests()) < 25
+        assert len(hub.file_counts("all_layers/")) <= 4
+        assert sum(1 for _ in rest) == n_shards - 1 - rows_done // 8
 
 
 def test_prepared_from_the_hub_fetches_its_columns(hub, pushed_wide, wide_dataset, tmp_path):

@@ -50,6 +50,8 @@ def make_manifest_1_0(folder):
     value = json.loads((folder / "manifest.json").read_text())
     value = {key: value[key] for key in _MANIFEST_KEYS} | {"format_version": "1.0"}
     value["recipe"] = _recipe(value["recipe"])
+    for entry in value["files"].values():
+        del entry["row_groups"]
     if value["files"].pop("norms.safetensors", None) is not None:
         (folder / "norms.safetensors").unlink()
     _write(folder / "manifest.json", value)

@@ -4,6 +4,7 @@ import json
 import os
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import load_dataset
@@ -32,6 +33,11 @@ def test_round_trip(request, tmp_path, positions, layout):
     same_files(tmp_path / "one", tmp_path / "two")
     expected = ["default", "all_layers"] if layout == "layers" else ["clt_features"]
     assert manifest.configs == expected
+    for path in (tmp_path / "dataset").rglob("*.parquet"):
+        footer = pq.read_metadata(path)
+        entry = manifest.files[path.relative_to(tmp_path / "dataset").as_posix()]
+        groups = [footer.row_group(number).num_rows for number in range(footer.num_row_groups)]
+        assert list(entry.row_groups or ()) == groups
     assert manifest.recipe.x_site == "resid_mid"
     assert manifest.recipe.origin == f"import of .pt files ({layout} layout)"
 

@@ -128,6 +128,10 @@ def test_json_and_text_are_utf_8(tmp_path):
     write_json(tmp_path / "a.json", {"query": "Où est l’image ?", "n": [1, None]})
     expected = '{\n  "query": "Où est l’image ?",\n  "n": [\n    1,\n    null\n  ]\n}\n'
     assert (tmp_path / "a.json").read_bytes() == expected.encode("utf-8")
+    write_json(tmp_path / "b", {"n": [1, -20, 3], "m": [[4], []], "text": "[\n 1,\n 2\n]"})
+    expected = '{\n  "n": [1, -20, 3],\n  "m": [\n    [4],\n    []\n  ],\n'
+    expected += '  "text": "[\\n 1,\\n 2\\n]"\n}\n'
+    assert (tmp_path / "b").read_text() == expected
     write_text(tmp_path / "b", "a\nb…")
     assert (tmp_path / "b").read_bytes() == "a\nb…".encode()
 

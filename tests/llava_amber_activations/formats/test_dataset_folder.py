@@ -11,7 +11,7 @@ from llava_amber_activations.formats.dataset_folder import FileEntry, Manifest
 
 RECIPE = Recipe(n_layers=2, hidden_size=3, n_targets=1, store_dtype="float32", n_samples=2)
 SHARD = "data/L0-00000-of-00001.parquet"
-MANIFEST = Manifest(RECIPE, "float32", 1, 2, {SHARD: FileEntry("0" * 64, 9, 2)})
+MANIFEST = Manifest(RECIPE, "float32", 1, 2, {SHARD: FileEntry("0" * 64, 9, 2, (1, 1))})
 
 
 def as_written():
@@ -89,6 +89,9 @@ TEXTS = (7, None, True, ["float32"], {"a": 1})
         (("files", SHARD, "sha256"), (*TEXTS, "", "0" * 63, "A" * 64)),
         (("files", SHARD, "bytes"), NUMBERS),
         (("files", SHARD, "rows"), NUMBERS),
+        (("files", SHARD, "row_groups"), (7, "2", {}, True, [], [1], [3, -1], [2**70], [1, 1, 1])),
+        (("files", SHARD, "row_groups"), (["1", 1], [1, None], [1, True], [1, 1.0], [[1, 1]])),
+        (("files", SHARD, "row_groups"), ([10**4000] * 2, [2, 2**63 - 1])),
     ],
 )
 def test_wrong_values(path, items):
@@ -141,6 +144,16 @@ def test_files_of_a_newer_minor_version():
     value["files"]["samples/train-00000-of-00001.parquet"] = {"sha256": "1" * 64, "bytes": 3}
     value["self_sha256"] = seal(value)
     assert Manifest.from_json(value, "F").configs == ["default"]
+
+
+def test_row_groups_need_not_be_there():
+    """Folders of earlier releases have none; and what has no rows has no row groups."""
+    value = as_written()
+    assert value["files"][SHARD].pop("row_groups") == [1, 1]
+    value["self_sha256"] = seal(value)
+    assert Manifest.from_json(value, "F").files[SHARD] == FileEntry("0" * 64, 9, 2)
+    with pytest.raises(ActivationsError, match="row_groups add up to 2 rows, and rows is None"):
+        FileEntry("0" * 64, 9, None, (1, 1))
 
 
 def test_a_manifest_of_format_1_0():

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from manifests import changed_manifest
 
 from builder.build import build
 from builder.shards.writer import open_shard
@@ -228,9 +229,38 @@ def test_row_groups_of_gigabytes_are_claims(monkeypatch, tmp_path):
         check_footer(str(path), pq.read_metadata(path), NOTHING_EXPECTED)
 
 
+@WAYS
+def test_row_groups_of_another_shard(folder, tmp_path, way):
+    """What the manifest says of them is believed until rows are read, and not longer."""
+    path = sorted((folder / "all_layers").iterdir())[-1]
+    with changed_manifest(folder) as manifest:
+        entry = manifest["files"][path.relative_to(folder).as_posix()]
+        (rows,) = entry["row_groups"]
+        entry["row_groups"] = [1, rows - 1]
+    says = rf"{re.escape(str(path))} has other row groups than the .*manifest says \(1, not 2\)"
+    with pytest.raises(ActivationsError, match=says):
+        read_all(folder, way, tmp_path / "cache")
+
+
+@WAYS
+def test_row_groups_that_a_manifest_claims(folder, tmp_path, way):
+    """However many rows it claims, a shard's own footer is asked before memory is."""
+    path = sorted((folder / "all_layers").iterdir())[0]
+    with changed_manifest(folder) as manifest:
+        entry = manifest["files"][path.relative_to(folder).as_posix()]
+        entry["rows"], entry["row_groups"] = 2**50, [2**49, 2**49]
+    says = rf"{re.escape(str(path))} has \d+ rows, and the dataset's manifest says {2**50}"
+    with pytest.raises(ActivationsError, match=says):
+        read_all(folder, way, tmp_path / "cache")
+    for options in ({"shuffle": True}, {"where": {"kind": "image"}}, {"drop_last": True}):
+        with pytest.raises(ActivationsError, match=says):
+            next(iter(activation_batches(open_layer(folder, 4), 2**20, **options)))
+
+
 def test_what_is_as_expected(tmp_path):
     url, footer = footer_of(tmp_path, 10, 4)
     check_footer(url, footer, Expected(8, "float16", {url: 10}))
+    check_footer(url, footer, Expected(8, "float16", {url: 10}, {url: (4, 4, 2)}))
     check_footer(url, footer, NOTHING_EXPECTED)
 
 

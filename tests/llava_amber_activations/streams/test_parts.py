@@ -34,6 +34,11 @@ def test_parts_cover_the_rows(n_rows, batch_size, world_size, n_workers, drop_la
     found = sorted(row for rank in ranks for worker in rank for batch in worker for row in batch)
     dropped = n_rows % (batch_size * world_size) if drop_last else 0
     assert found == list(range(n_rows - dropped))
+    if not in_turn:
+        for number, batches in enumerate(worker for rank in ranks for worker in rank):
+            part = Part(number // n_workers, world_size, number % n_workers, n_workers)
+            mine = part.rows(n_rows, batch_size, drop_last=drop_last)
+            assert list(mine) == [row for batch in batches for row in batch]
     sizes = [[len(batch) for worker in rank for batch in worker] for rank in ranks]
     assert len({len(each) for each in sizes}) == 1
     # Batches of one row cannot be shared: a rank that has a row more has two in its last one.
