@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from builder.build import build
 from builder.export import export
+from builder.import_pt import import_pt
 from llava_amber_activations.store.chunk import Chunk
 
 LAYER = 5
@@ -50,6 +51,11 @@ class Ground:
                 self.dataset(shape), folder, layout="layers", layers=layers, batch_size=batch_size
             ),
         )
+
+    def imported(self, batch_size: int, shape: Shape = WHOLE) -> Path:
+        """What the `layers` layout of one layer is imported as."""
+        name = f"imported-{shape.rows}x{shape.width}-{batch_size}"
+        return self._once(name, lambda folder: import_pt(self.layers(batch_size, shape), folder))
 
     def vectors(self, names: list[str], shape: Shape = WHOLE) -> list[torch.Tensor]:
         """Vectors of every row, in memory: [rows, H] each."""
