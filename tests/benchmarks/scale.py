@@ -1,11 +1,15 @@
 """A store in the shape of `--positions all`, at two sizes: time, speed and memory of each command.
 
-    python tests/benchmarks/scale.py SCRATCH [--gigabytes 5 20]
+    python tests/benchmarks/scale.py SCRATCH [--gigabytes 5 20] [--shards 600 20000]
 
 Samples of 600 rows, of all 64 vectors of 4096 float16 numbers: 300 MiB each. The store is made,
 used and deleted, and so is what is made of it: that takes twice its size of disk. Each command runs
 in processes of its own. The memory is what they hold themselves, summed over all of them, looked at
 every 20 ms: pages of mapped files, which the kernel takes back when it wants them, are left out.
+
+Of larger data sets only the manifest is made, of so many shards of 500 MB (300 GB are 600 of them,
+10 TB 20,000): what opening it takes, and what a shuffled stream takes before it reads its first
+vector.
 """
 
 from __future__ import annotations
@@ -15,17 +19,29 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import torch
 from bench import machine
 
+from llava_amber_activations.files.whole import write_json
+from llava_amber_activations.formats.dataset_folder import (
+    ALL_LAYERS,
+    ALL_LAYERS_SPLIT,
+    MANIFEST_FILE,
+    FileEntry,
+    Manifest,
+    shard_path,
+)
 from llava_amber_activations.formats.recipe import Recipe
+from llava_amber_activations.sources.source import open_source
 from llava_amber_activations.store.chunk import write_chunk
 from llava_amber_activations.store.finish import finish_store
 from llava_amber_activations.store.layout import (
@@ -35,10 +51,23 @@ from llava_amber_activations.store.layout import (
     write_recipe,
 )
 from llava_amber_activations.store.samples import SampleRecord
+from llava_amber_activations.streams.layer_stream import layer_of_source
 
 N_LAYERS, WIDTH, ROWS, CHUNK_SAMPLES = 32, 4096, 600, 8
 SAMPLE_BYTES = 2 * N_LAYERS * ROWS * WIDTH * 2
 LAYER = 5
+_RECIPE: dict[str, Any] = {
+    "n_layers": N_LAYERS,
+    "hidden_size": WIDTH,
+    "n_targets": 16,
+    "store_dtype": "float16",
+    "dtype": "float16",
+    "positions": "all",
+    "x_site": "resid_mid",
+    "chunk_samples": CHUNK_SAMPLES,
+    "model": "drawn values",
+    "benchmark": "drawn.json",
+}
 _LOOK_SECONDS = 0.02
 
 _STREAM = """
@@ -74,6 +103,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("scratch", type=Path)
     parser.add_argument("--gigabytes", type=float, nargs="+", default=[5, 20])
+    parser.add_argument("--shards", type=int, nargs="+", default=[600, 20_000])
     arguments = parser.parse_args()
     print(f"{machine()}\n")
     print("| store | what | s | MB/s of raw float16 | peak memory, MB |")
@@ -91,6 +121,40 @@ def main() -> None:
                 )
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+    print("\n| shards of 500 MB | manifest, MB | opened in, s | shuffled in, s | row groups |")
+    print("|---|---|---|---|---|")
+    for n_shards in arguments.shards:
+        print(f"| {n_shards:,} | {' | '.join(opened(arguments.scratch, n_shards))} |", flush=True)
+
+
+def opened(scratch: Path, n_shards: int) -> list[str]:
+    """Measure a data set of which there is the manifest alone."""
+    # Two samples of 600 rows, each nine groups of 64 and one of 24.
+    groups = (*[64] * 9, 24) * 2
+    recipe = Recipe(**_RECIPE, n_samples=2 * n_shards)
+    files = {
+        shard_path(ALL_LAYERS, ALL_LAYERS_SPLIT, number, n_shards): FileEntry(
+            f"{number:064x}", 434_000_000, sum(groups), groups
+        )
+        for number in range(n_shards)
+    }
+    manifest = Manifest(
+        recipe, dtype="float16", n_targets=16, n_rows=sum(groups) * n_shards, files=files
+    )
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        path = Path(folder) / MANIFEST_FILE
+        write_json(path, manifest.to_json())
+        begun = time.perf_counter()
+        source = open_source(folder)
+        opened = time.perf_counter()
+        stream = layer_of_source(source, LAYER, 1, 0)
+        pieces = list(stream.pieces(stream.open_shards()))
+        np.random.default_rng(0).permutation(len(pieces))
+        ended = time.perf_counter()
+        return [
+            f"{path.stat().st_size / 1e6:.1f}",
+            *(f"{opened - begun:.2f}", f"{ended - opened:.2f}", f"{len(pieces):,}"),
+        ]
 
 
 def measure(folder: Path, n_samples: int) -> list[Took]:
@@ -172,19 +236,7 @@ def digests(dataset: Path) -> str:
 
 def make_all_positions(folder: Path, n_samples: int) -> None:
     """Write a finished store of drawn values; the rows of each chunk are others."""
-    recipe = Recipe(
-        n_layers=N_LAYERS,
-        hidden_size=WIDTH,
-        n_targets=16,
-        store_dtype="float16",
-        dtype="float16",
-        positions="all",
-        x_site="resid_mid",
-        n_samples=n_samples,
-        chunk_samples=CHUNK_SAMPLES,
-        model="drawn values",
-        benchmark="drawn.json",
-    )
+    recipe = Recipe(**_RECIPE, n_samples=n_samples)
     write_recipe(folder, recipe)
     generator = np.random.default_rng(0)
     n_rows = CHUNK_SAMPLES * ROWS
