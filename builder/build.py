@@ -49,7 +49,7 @@ from llava_amber_activations.formats.dataset_folder import (
     FileEntry,
     Manifest,
 )
-from llava_amber_activations.formats.layers import LayerWindow
+from llava_amber_activations.formats.layers import LayerWindow, layers_text
 from llava_amber_activations.sources.source import open_source
 from llava_amber_activations.store.layout import read_recipe, vector_names
 from llava_amber_activations.store.norms_file import read_store_norms
@@ -116,7 +116,7 @@ def build(
     planned = recipe, sum(rows), n_targets, configs
     check_build_room(dataset, *planned, force=force)
     norms = read_store_norms(store, recipe)
-    tasks = _plan_vectors(contents, rows, window, configs, shard_bytes)
+    tasks = _plan_vectors(contents, rows, window, recipe.kept_layers, configs, shard_bytes)
     every: list[tuple[Contents, list[ShardTask], str]] = [(contents, tasks, "build")]
     features = features_contents(store, recipe, contents)
     if features is not None:
@@ -170,28 +170,48 @@ def build(
             n_targets=window.n_targets,
             n_rows=sum(rows),
             files=files,
-            warnings=(f"{skipped} samples have no rows: their pictures could not be read.",)
-            if skipped
-            else (),
+            warnings=(*_skipped(skipped), *_left_out(recipe.layers, window, configs)),
             built_from=built_from,
         )
         return finish_folder(folder, manifest, moments, norms)
+
+
+def _skipped(n_samples: int) -> list[str]:
+    if not n_samples:
+        return []
+    return [f"{n_samples} samples have no rows: their pictures could not be read."]
+
+
+def _left_out(
+    kept: tuple[int, ...] | None, window: LayerWindow, configs: Sequence[str]
+) -> list[str]:
+    """Say which layers a capture kept, and which of them have no split for it."""
+    if kept is None:
+        return []
+    whole = window.whole_sources(kept)
+    said = f"Of the model's {window.n_layers} layers the capture kept {layers_text(kept)}"
+    if not whole:
+        return [f"{said}, none with all of its {window.n_targets} targets: there are no splits."]
+    if DEFAULT_CONFIG not in configs:
+        return [f"{said}."]
+    return [f"{said}; {layers_text(whole)} are splits, with all of their targets."]
 
 
 def _plan_vectors(
     contents: StoreContents,
     rows: Sequence[int],
     window: LayerWindow,
+    kept: range | tuple[int, ...],
     configs: Sequence[str],
     shard_bytes: int,
 ) -> list[ShardTask]:
     """Plan the shards of configs, and the moments of every vector."""
     tasks: list[ShardTask] = []
     if DEFAULT_CONFIG in configs:
-        for layer in window.sources:
+        for layer in window.whole_sources(kept):
             tasks += plan_layer(contents, rows, layer, window.targets(layer), shard_bytes)
     plan = plan_all_layers if ALL_LAYERS in configs else plan_moments
-    return tasks + plan(contents, rows, vector_names(contents.n_layers), shard_bytes)
+    return tasks + plan(contents, rows, vector_names(kept), shard_bytes)
 
 
 def _plan_features(features: FeaturesContents, shard_bytes: int) -> list[ShardTask]:

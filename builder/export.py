@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from builder.asked.dataset_to_read import (
-    available_layers,
     check_site,
     check_targets,
+    chosen_layers,
     export_dtype,
 )
 from builder.pt.dataset_samples import feature_samples, x_samples
@@ -35,7 +35,7 @@ from llava_amber_activations.formats.arrow_vectors import Vectors
 from llava_amber_activations.formats.columns import SAMPLE
 from llava_amber_activations.formats.dataset_folder import CLT_FEATURES
 from llava_amber_activations.formats.dtypes import DType, torch_dtype
-from llava_amber_activations.formats.layers import LayerWindow, parse_layers, split_name
+from llava_amber_activations.formats.layers import LayerWindow, split_name
 from llava_amber_activations.formats.recipe import XSite
 from llava_amber_activations.parsing.safe_pt import is_whole_pt
 from llava_amber_activations.reading.layer_rows import check_wanted, layer_pieces, split_tables
@@ -103,8 +103,7 @@ def export(
     recipe = opened.manifest.recipe
     most = opened.manifest.n_targets if n_targets is None else n_targets
     window = LayerWindow(recipe.n_layers, most, first_target)
-    available = available_layers(opened, layout, window)
-    chosen = available if layers is None else parse_layers(layers, available)
+    chosen = chosen_layers(opened, layout, window, layers)
     if batch_size < 1:
         raise ActivationsError(f"batch_size must be at least 1, got {batch_size}")
     check_targets(layout, n_targets, pad_targets, recipe.n_layers)

@@ -13,7 +13,7 @@ from llava_amber_activations.formats.dataset_folder import (
     NORMS_FILE,
     Manifest,
 )
-from llava_amber_activations.formats.layers import LayerWindow
+from llava_amber_activations.formats.layers import LayerWindow, layers_text
 from llava_amber_activations.formats.recipe import Recipe
 from llava_amber_activations.sources.sites import readable_sites
 from llava_amber_activations.sources.source import check_no_revision, open_source
@@ -59,7 +59,7 @@ class StoreInfo:
             ("kind", "capture store"),
             *_recipe_table(recipe),
             *_sites_table(recipe, has_norms=self.has_norms),
-            ("layers", f"0 … {recipe.n_layers - 1}, width {recipe.hidden_size}"),
+            ("layers", f"{_layers(recipe)}, width {recipe.hidden_size}"),
             ("dtype", recipe.store_dtype),
             ("chunks", f"{self.n_chunks_made} of {self.n_chunks}"),
             ("samples", str(recipe.n_samples)),
@@ -102,6 +102,7 @@ class DatasetInfo:
             ("kind", f"dataset, format {manifest.format_version}"),
             *_recipe_table(recipe),
             *_sites_table(recipe, has_norms=self.has_norms),
+            *([] if recipe.layers is None else [("layers", _layers(recipe))]),
             ("width", str(recipe.hidden_size)),
             ("dtype", manifest.dtype),
             ("samples", str(recipe.n_samples)),
@@ -109,7 +110,7 @@ class DatasetInfo:
         ]
         if DEFAULT_CONFIG in manifest.configs or ALL_LAYERS in manifest.configs:
             window = LayerWindow(recipe.n_layers, manifest.n_targets)
-            lines.append(("targets", _target_counts(window)))
+            lines.append(("targets", _target_counts(window, recipe)))
         for config in manifest.configs:
             splits = manifest.splits(config)
             size = sum(manifest.bytes_of(paths) for paths in splits.values())
@@ -184,10 +185,18 @@ def info(source: str | Path, revision: str | None = None) -> list[tuple[str, str
     return describe(source, revision).table()
 
 
-def _target_counts(window: LayerWindow) -> str:
+def _layers(recipe: Recipe) -> str:
+    every = f"0 … {recipe.n_layers - 1}"
+    return every if recipe.layers is None else f"{layers_text(recipe.layers)} of {every}"
+
+
+def _target_counts(window: LayerWindow, recipe: Recipe) -> str:
     if not window.sources:
         return "none: no layer comes after the only one"
-    ends = sorted({window.sources[0], window.sources[-1]})
+    sources = window.whole_sources(recipe.kept_layers)
+    if not sources:
+        return f"none of the layers has all {window.n_targets}"
+    ends = sorted({sources[0], sources[-1]})
     return " … ".join(f"{len(window.targets(layer))} for L{layer}" for layer in ends)
 
 

@@ -11,7 +11,7 @@ from capture.sink.settled import check_begun
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files.leftovers import is_empty_or_missing
 from llava_amber_activations.files.room import check_room
-from llava_amber_activations.formats.layers import check_n_targets
+from llava_amber_activations.formats.layers import check_kept, check_n_targets
 from llava_amber_activations.formats.recipe import HF_PREFIX
 from llava_amber_activations.store.layout import is_store
 
@@ -32,6 +32,7 @@ def check_capture(settings: CaptureSettings) -> Benchmark:
     model = look_up_model(settings.model, settings.revision)
     if model.n_layers is not None:
         check_n_targets(settings.n_targets, model.n_layers)
+        check_kept(settings.layers, model.n_layers)
     benchmark = read_benchmark(settings)
     check_begun(settings, benchmark)
     if not is_store(settings.output_dir):
@@ -74,7 +75,8 @@ def check_capture_room(settings: CaptureSettings, n_samples: int, model: NamedMo
     if model.n_layers is None or model.hidden_size is None:
         return
     dtype = settings.store_dtype or settings.dtype or "float16"
-    row = 2 * model.n_layers * model.hidden_size * _ITEM_BYTES[dtype]
+    n_kept = model.n_layers if settings.layers is None else len(settings.layers)
+    row = 2 * n_kept * model.hidden_size * _ITEM_BYTES[dtype]
     n_rows = n_samples * _least_rows(settings, model)
     what = f"a capture of {n_samples} samples"
     check_room(settings.output_dir, n_rows * row, what, force=settings.force)

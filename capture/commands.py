@@ -20,12 +20,22 @@ from llava_amber_activations.cli.command_line import AsJson
 from llava_amber_activations.console.interruption import interruptible
 from llava_amber_activations.extras import need_extras
 from llava_amber_activations.formats.dtypes import DType
-from llava_amber_activations.formats.layers import DEFAULT_N_TARGETS
-from llava_amber_activations.formats.recipe import X_SITES, Always, Pool, Positions, XSite
+from llava_amber_activations.formats.layers import DEFAULT_N_TARGETS, parse_layers
+from llava_amber_activations.formats.recipe import (
+    MOST_LAYERS,
+    X_SITES,
+    Always,
+    Pool,
+    Positions,
+    XSite,
+)
 
 if TYPE_CHECKING:
     from capture.run import CaptureResult
     from capture.samples.benchmark import Benchmark
+
+
+_ALL = "all"
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -62,6 +72,13 @@ def capture_command(
     n_targets: Annotated[
         int, typer.Option(min=1, help="MLP outputs that `build` gives each layer as targets.")
     ] = DEFAULT_N_TARGETS,
+    layers: Annotated[
+        str,
+        typer.Option(
+            help="Decoder layers whose vectors are kept, such as 0,5,10-15: a layer has targets in "
+            "the data where they are kept as well."
+        ),
+    ] = _ALL,
     positions: Annotated[
         Positions, typer.Option(help="Which token positions of each sample are kept.")
     ] = "last",
@@ -188,6 +205,7 @@ def capture_command(
         query_column=query_column,
         output_dir=output_dir,
         n_targets=n_targets,
+        layers=_kept_layers(layers),
         positions=positions,
         x_site=x_site,
         dtype=dtype,
@@ -309,6 +327,11 @@ def demo_input(
     n_pictures, n_queries = draw_benchmark(folder)
     typer.echo(f"{model}: a random LLaVA of 32 layers, 64 wide")
     typer.echo(f"{folder}: {n_pictures} pictures in images, {n_queries} queries in queries.json")
+
+
+def _kept_layers(text: str) -> tuple[int, ...] | None:
+    """Return the layers of a list; None of `all`. Which ones the model has is not known yet."""
+    return None if text == _ALL else parse_layers(text, range(MOST_LAYERS), "in any model")
 
 
 def _batch_size(text: str) -> int | None:

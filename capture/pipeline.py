@@ -70,8 +70,8 @@ def make_chunks(
     share = model.image_token_id if share_prefixes else None
     norms = model.norms if settings.x_site == "resid_mid" else None
     with (
-        Taps(model.decoder, settings.x_site, dtype) as taps,
-        chunk_sink(store, model, dtype) as sink,
+        Taps(model.decoder, settings.x_site, dtype, settings.layers) as taps,
+        chunk_sink(store, model, dtype, settings.layers) as sink,
     ):
         while remaining:
             counted = 0

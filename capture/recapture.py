@@ -86,6 +86,7 @@ def recapture(
         image_dir=image_dir,
         output_dir=store,
         n_targets=recipe.n_targets,
+        layers=recipe.layers,
         positions=recipe.positions or "last",
         sample_positions=recipe.sample_positions,
         always=recipe.always,
@@ -110,7 +111,8 @@ def recapture(
     _check_norms(store, read_store_norms(store, recipe), loaded.norms, model)
     allowed = tolerance(dtype)
     largest = 0.0
-    with Taps(loaded.decoder, settings.x_site, torch_dtype(recipe.store_dtype)) as taps:
+    kept = torch_dtype(recipe.store_dtype)
+    with Taps(loaded.decoder, settings.x_site, kept, recipe.layers) as taps:
         for record in progress_of(chosen, "recapture", unit="sample"):
             query = Query(record.sample, record.id, record.image, record.query)
             prepared = prepared_batches(
@@ -127,9 +129,9 @@ def recapture(
                     f"the image {record.image} of sample {record.sample} in {image_dir} is not the "
                     "one that was captured: its SHA-256 differs"
                 )
-            joined = join_chunk([query], [batch], loaded, torch_dtype(recipe.store_dtype))
+            joined = join_chunk([query], [batch], loaded, kept, recipe.layers)
             tensors = {name: torch.cat(parts) for name, parts in joined.pieces.items()}
-            check_finite(tensors, recipe.n_layers)
+            check_finite(tensors, recipe.kept_layers)
             stored = _stored_rows(store, record.sample)
             largest = max(largest, _compare(tensors, stored, record.sample, allowed))
     return Recaptured([record.sample for record in chosen], largest, allowed.worst)
@@ -143,7 +145,7 @@ def _stored_rows(store: Path, sample: int) -> dict[str, torch.Tensor]:
     chunk = Chunk(chunk_path(store, number))
     own = (chunk.rows(SAMPLE) == sample).nonzero()[:, 0]
     start, stop = int(own[0]), int(own[-1]) + 1
-    names = (*ROW_TENSORS, *vector_names(recipe.n_layers))
+    names = (*ROW_TENSORS, *vector_names(recipe.kept_layers))
     return {name: chunk.rows(name, start, stop) for name in names}
 
 

@@ -28,7 +28,7 @@ from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files.room import check_room, free_bytes
 from llava_amber_activations.formats.dataset_folder import NORMS_FILE
 from llava_amber_activations.formats.dtypes import torch_dtype
-from llava_amber_activations.formats.layers import check_n_targets
+from llava_amber_activations.formats.layers import check_kept, check_n_targets
 from llava_amber_activations.store.chunk import Chunk
 from llava_amber_activations.store.finish import finish_store
 from llava_amber_activations.store.layout import (
@@ -105,6 +105,7 @@ def _capture(
             weights_sha256 = weights.result()
     n_layers = len(model.decoder.layers)
     check_n_targets(settings.n_targets, n_layers)
+    check_kept(settings.layers, n_layers)
     with Progress("make the prompts", shown=rank == 0):
         most_tokens = most_prompt_tokens(model, settings.response_tokens)
         prompts = make_prompts(queries, model, most_tokens)
@@ -123,7 +124,11 @@ def _capture(
     encoders = {}
     if settings.transcoders is not None:
         encoders = load_encoders(
-            settings.transcoders, recipe.n_layers, recipe.hidden_size, model.device
+            settings.transcoders,
+            recipe.n_layers,
+            recipe.hidden_size,
+            model.device,
+            recipe.kept_layers,
         )
     adopt_recipe(store, recipe)
 
@@ -195,7 +200,8 @@ def _check_room(
     n_samples = sum(map(len, missing))
     n_rows = least_rows(prompts, (queries[n] for chunk in missing for n in chunk), settings)
     kept = torch_dtype(settings.store_dtype or dtype)
-    row = 2 * len(model.decoder.layers) * model.decoder.hidden_size * kept.itemsize
+    n_kept = len(model.decoder.layers) if settings.layers is None else len(settings.layers)
+    row = 2 * n_kept * model.decoder.hidden_size * kept.itemsize
     what = f"a capture of {n_samples} samples"
     check_room(store, n_rows * row, what, force=settings.force)
     if say and missing:

@@ -25,6 +25,7 @@ class CaptureSettings:
     Attributes:
         dataset: a query file, or `hf:` and the name of a dataset.
         image_dir: folder of the pictures; None where a dataset holds them.
+        layers: that are kept, ascending; None keeps all.
         always: "last" keeps each sample's last token, whatever else is kept of it.
         split, image_column, query_column: of a dataset.
         batch_size: samples in a forward pass; None finds the most that fit.
@@ -41,6 +42,7 @@ class CaptureSettings:
     image_dir: Path | None
     output_dir: Path
     n_targets: int = DEFAULT_N_TARGETS
+    layers: tuple[int, ...] | None = None
     positions: str = "last"
     sample_positions: int | None = None
     seed: int = 0

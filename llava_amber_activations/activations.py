@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from llava_amber_activations.formats.dataset_folder import ALL_LAYERS, DEFAULT_CONFIG
+from llava_amber_activations.formats.layers import LayerWindow, layers_text
 from llava_amber_activations.formats.recipe import Recipe, XSite
 from llava_amber_activations.sources.source import Source, open_source
 
@@ -49,7 +50,7 @@ class Activations:
         recipe = self.recipe
         return (
             f"Activations({self._source.name!r}: {recipe.model or 'an unknown model'}, "
-            f"{recipe.n_layers} layers of width {recipe.hidden_size}, {self.n_rows} rows of "
+            f"{_layers(recipe)} of width {recipe.hidden_size}, {self.n_rows} rows of "
             f"{recipe.n_samples} samples)"
         )
 
@@ -68,7 +69,7 @@ class Activations:
         """The layers of which `batches` gives `x` with at least one target, ascending."""
         manifest = self._source.manifest
         if manifest.splits(ALL_LAYERS):
-            return tuple(range(self.recipe.n_layers - 1))
+            return LayerWindow(self.recipe.n_layers, 1).whole_sources(self.recipe.kept_layers)
         return manifest.layers(DEFAULT_CONFIG)
 
     @property
@@ -144,8 +145,9 @@ class Activations:
         A row group is read once, and of it each vector once.
 
         Args:
-            layers: which; where it is None, all that have both vectors (an import may lack the
-                last layer's `x`, and the first one's MLP output).
+            layers: which; where it is None, all that have both vectors (a capture may have kept
+                some layers only, and an import may lack the last layer's `x`, and the first one's
+                MLP output).
             names: `transformer_lens` gives `{'blocks.5.hook_resid_mid': [B, H],
                 'blocks.5.hook_mlp_out': [B, H], …}`; `layers` gives a pair of dictionaries,
                 `({5: x}, {5: mlp_out})`, with fields `x` and `mlp_out`.
@@ -196,3 +198,9 @@ class Activations:
             streaming=streaming,
             cache_dir=cache_dir,
         )
+
+
+def _layers(recipe: Recipe) -> str:
+    if recipe.layers is None:
+        return f"{recipe.n_layers} layers"
+    return f"layers {layers_text(recipe.layers)} of {recipe.n_layers}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -15,7 +15,13 @@ from datasets.builder import Key
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.formats.arrow_vectors import FLOAT_NAMES
 from llava_amber_activations.formats.columns import X
-from llava_amber_activations.formats.layers import DEFAULT_N_TARGETS, LayerWindow, split_name
+from llava_amber_activations.formats.layers import (
+    DEFAULT_N_TARGETS,
+    LayerWindow,
+    mlp_out_name,
+    split_name,
+    x_name,
+)
 from llava_amber_activations.formats.schema import features_of, layers_of
 from llava_amber_activations.reading.layer_rows import layer_schema, read_layer
 from llava_amber_activations.reading.read_ahead import RowGroup, Shards, read_in_order
@@ -33,7 +39,8 @@ class LlavaAmberActivationsConfig(datasets.BuilderConfig):
         n_targets: the most targets a layer has.
         first_target: distance from a layer to its first target: 1 (this project's convention) or
             0 (the circuit-tracing paper's, where a layer is its own first target).
-        layers: which layers become splits; all that have targets where it is None.
+        layers: which layers become splits; all that the shards hold with all of their targets
+            where it is None.
     """
 
     n_targets: int = DEFAULT_N_TARGETS
@@ -89,7 +96,7 @@ class LlavaAmberActivations(datasets.ArrowBasedBuilder):
         first = Shards(files, self.expected).footer(files[0])
         schema = first.schema.to_arrow_schema()
         window = LayerWindow(layers_of(schema, files[0]), config.n_targets, config.first_target)
-        layers = window.sources if config.layers is None else config.layers
+        layers = _whole_layers(schema, window) if config.layers is None else config.layers
         n_columns = sum(1 + len(window.targets(layer)) for layer in layers)
         if n_columns > len(schema):
             # Layers share targets: the whole shards are fewer bytes than every layer's columns.
@@ -151,6 +158,18 @@ class LlavaAmberActivations(datasets.ArrowBasedBuilder):
 
         for count, table in enumerate(read_in_order(shards, groups(), read)):
             yield Key(0, count), table
+
+
+def _whole_layers(schema: pa.Schema, window: LayerWindow) -> Sequence[int]:
+    """Return the layers that shards of a schema hold with all of their targets."""
+    present = set(schema.names)
+    if X in present:  # a layer's own split
+        return window.sources
+    return [
+        layer
+        for layer in window.sources
+        if present.issuperset([x_name(layer), *map(mlp_out_name, window.targets(layer))])
+    ]
 
 
 def _all_groups(shards: Shards, path: str) -> range:

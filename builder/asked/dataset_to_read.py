@@ -17,7 +17,12 @@ from llava_amber_activations.formats.dataset_folder import (
     Manifest,
 )
 from llava_amber_activations.formats.dtypes import dataset_dtype
-from llava_amber_activations.formats.layers import LayerWindow, check_n_targets, parse_layers
+from llava_amber_activations.formats.layers import (
+    LayerWindow,
+    check_n_targets,
+    layers_text,
+    parse_layers,
+)
 from llava_amber_activations.reading.wanted_hooks import hook_shards
 from llava_amber_activations.sources.sites import is_computed
 from llava_amber_activations.sources.source import Source, open_source
@@ -72,8 +77,7 @@ def check_export(
     if n_targets is not None:
         check_n_targets(n_targets, recipe.n_layers, first_target)
     window = LayerWindow(recipe.n_layers, n_targets or manifest.n_targets, first_target)
-    available = available_layers(opened, layout, window)
-    chosen = available if layers is None else parse_layers(layers, available)
+    chosen = chosen_layers(opened, layout, window, layers)
     check_free(out)
     if (out / EXPORT_FILE).is_file():
         return  # what is there already is not written again
@@ -106,9 +110,8 @@ def check_hand_over(source: str, out: Path, asked: HandoverAsked, revision: str 
     opened = open_source(source, revision)
     manifest = opened.manifest
     hook_shards(opened)
-    n_layers = manifest.recipe.n_layers
-    if asked.layers is not None:
-        n_layers = len(parse_layers(asked.layers, range(n_layers)))
+    layers = manifest.recipe.kept_layers
+    n_layers = len(layers if asked.layers is None else parse_layers(asked.layers, layers))
     check_free(out)
     if (out / EXPORT_FILE).is_file():
         return
@@ -117,17 +120,38 @@ def check_hand_over(source: str, out: Path, asked: HandoverAsked, revision: str 
     check_room(out, n_bytes, f"an export of {n_layers} layers")
 
 
-def available_layers(source: Source, layout: str, window: LayerWindow) -> tuple[int, ...]:
-    """Return the layers of a dataset that a layout can be made of.
+def chosen_layers(
+    source: Source, layout: str, window: LayerWindow, asked: str | None
+) -> tuple[int, ...]:
+    """Return the layers that a layout is made of: those asked for, or all that it can be made of.
 
     Raises:
-        ActivationsError: it has none.
+        ActivationsError: the dataset has none, or not those.
     """
+    available = _available_layers(source, layout, window)
+    if asked is None:
+        return available
+    whole = layout == LAYERS and source.manifest.recipe.layers is not None
+    where = "in this data with all of their targets" if whole else "in this data"
+    return parse_layers(asked, available, where)
+
+
+def _available_layers(source: Source, layout: str, window: LayerWindow) -> tuple[int, ...]:
     manifest = source.manifest
+    kept = manifest.recipe.layers
     if layout == SAMPLES and CLT_FEATURES in manifest.configs:
         return manifest.layers(CLT_FEATURES)
-    if ALL_LAYERS in manifest.configs:
+    if ALL_LAYERS in manifest.configs and kept is None:
         return tuple(window.sources)
+    if ALL_LAYERS in manifest.configs and kept is not None:
+        layers = window.whole_sources(kept) if layout == LAYERS else kept
+        if not layers:
+            raise ActivationsError(
+                f"{source.name} has the layers {layers_text(kept)}, and of none of them all "
+                f"{window.n_targets} targets: ask for fewer, with --n-targets, for the layer's own "
+                "with --first-target 0, or for --format samples"
+            )
+        return layers
     layers = manifest.layers(DEFAULT_CONFIG)
     if not layers:
         raise ActivationsError(f"{source.name} has no x and targets: export it as --format samples")

@@ -26,6 +26,7 @@ from llava_amber_activations.formats.dtypes import dataset_dtype
 from llava_amber_activations.formats.layers import (
     LayerWindow,
     check_n_targets,
+    layers_text,
     mlp_out_name,
     x_name,
 )
@@ -95,10 +96,22 @@ def configs_to_build(
 ) -> tuple[str, ...]:
     """Return the configs that were asked for; where none were, those that a build brings unasked.
 
-    These are both, or `all_layers` alone where `default` takes more than `MOST_DEFAULT_BYTES`.
+    These are both, or `all_layers` alone where `default` takes more than `MOST_DEFAULT_BYTES`, or
+    the layers that were kept make no split of it.
+
+    Raises:
+        ActivationsError: `default` was asked for, and has no split.
     """
+    is_empty = recipe.layers is not None and not _split_layers(recipe, n_targets)
     if asked is not None:
+        if is_empty and DEFAULT_CONFIG in asked:
+            raise ActivationsError(
+                f"the config {DEFAULT_CONFIG} would be empty: {_why_empty(recipe, n_targets)}. "
+                f"Give a smaller --n-targets, or --configs {ALL_LAYERS}"
+            )
         return tuple(asked)
+    if is_empty:
+        return (ALL_LAYERS,)
     default = raw_bytes(recipe, rows, n_targets, [DEFAULT_CONFIG])
     return BUILT_CONFIGS if default <= MOST_DEFAULT_BYTES else (ALL_LAYERS,)
 
@@ -150,22 +163,47 @@ def say_build(
         f"{dataset}: {rows} rows, {each}, before compression, which leaves {share} of it or more; "
         f"its disk has {readable_size(free_bytes(dataset))} free"
     )
-    if not asked and DEFAULT_CONFIG not in configs:
-        columns = f"['{x_name(0)}', '{mlp_out_name(min(1, recipe.n_layers - 1))}']"
-        note(
-            f"default is left out, because its {readable_size(sizes[DEFAULT_CONFIG])} are more "
-            f"than {readable_size(MOST_DEFAULT_BYTES)}: load_dataset('{dataset}', '{ALL_LAYERS}', "
-            f"columns={columns}), load_activations, open_layer and Activations read layers "
-            f"without it; --configs {','.join(BUILT_CONFIGS)} writes it"
-        )
+    if asked or DEFAULT_CONFIG in configs:
+        return
+    kept = recipe.kept_layers
+    columns = f"['{x_name(kept[0])}', '{mlp_out_name(kept[min(1, len(kept) - 1)])}']"
+    instead = (
+        f"load_dataset('{dataset}', '{ALL_LAYERS}', columns={columns}), load_activations, "
+        "open_layer and Activations read layers without it"
+    )
+    if not _split_layers(recipe, n_targets):
+        note(f"default is left out, because {_why_empty(recipe, n_targets)}: {instead}")
+        return
+    note(
+        f"default is left out, because its {readable_size(sizes[DEFAULT_CONFIG])} are more than "
+        f"{readable_size(MOST_DEFAULT_BYTES)}: {instead}; --configs {','.join(BUILT_CONFIGS)} "
+        "writes it"
+    )
 
 
 def raw_bytes(recipe: Recipe, rows: int, n_targets: int | None, configs: Sequence[str]) -> int:
     """Return the bytes of the vectors of a dataset's configs before compression."""
-    window = LayerWindow(recipe.n_layers, n_targets or recipe.n_targets)
+    window = _window(recipe, n_targets)
     n_vectors = 0
     if DEFAULT_CONFIG in configs:
-        n_vectors += sum(1 + len(window.targets(layer)) for layer in window.sources)
+        splits = _split_layers(recipe, n_targets)
+        n_vectors += sum(1 + len(window.targets(layer)) for layer in splits)
     if ALL_LAYERS in configs:
-        n_vectors += 2 * recipe.n_layers
+        n_vectors += 2 * len(recipe.kept_layers)
     return rows * n_vectors * recipe.hidden_size * ITEM_BYTES[dataset_dtype(recipe.store_dtype)]
+
+
+def _window(recipe: Recipe, n_targets: int | None) -> LayerWindow:
+    return LayerWindow(recipe.n_layers, n_targets or recipe.n_targets)
+
+
+def _split_layers(recipe: Recipe, n_targets: int | None) -> tuple[int, ...]:
+    """Return the layers that have a split in `default`."""
+    return _window(recipe, n_targets).whole_sources(recipe.kept_layers)
+
+
+def _why_empty(recipe: Recipe, n_targets: int | None) -> str:
+    return (
+        f"of the layers that were captured, {layers_text(recipe.kept_layers)}, none has the "
+        f"{_window(recipe, n_targets).n_targets} layers after it that would be its targets"
+    )

@@ -115,7 +115,7 @@ def _begin_chunk(pool: ThreadPoolExecutor, chunk: Chunk, recipe: Recipe) -> _Che
     # Format 1.0 has one checksum of all of a chunk, which is read for it.
     names = sorted(chunk.names) if chunk.is_sealed else [SAMPLE]
     done = [pool.submit(_check, partial(chunk.check_tensor, name)) for name in names]
-    vectors = {name: name for name in vector_names(recipe.n_layers)}
+    vectors = {name: name for name in vector_names(recipe.kept_layers)}
     return _Checks(chunk.path, _size_of(chunk.path), vectors, done)
 
 

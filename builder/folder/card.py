@@ -26,7 +26,14 @@ from llava_amber_activations.formats.dataset_folder import (
     RMS_FIGURE,
     Manifest,
 )
-from llava_amber_activations.formats.layers import LayerWindow, split_layer, split_name
+from llava_amber_activations.formats.layers import (
+    LayerWindow,
+    layers_text,
+    mlp_out_name,
+    split_layer,
+    split_name,
+    x_name,
+)
 from llava_amber_activations.formats.schema import features_of
 
 # A folder that has not been pushed has no name on the Hub yet.
@@ -83,8 +90,9 @@ def card_text(folder: Path, manifest: Manifest, repo_id: str) -> str:
     template = resources.files("builder.folder").joinpath(_TEMPLATE).read_text(encoding="utf-8")
     layers = list(manifest.splits(DEFAULT_CONFIG))
     # A layer from the middle, and few targets, so that the examples are not the exception.
-    example = layers[min(5, len(layers) - 1)] if layers else "L0"
     counts = _target_counts(manifest)
+    splits = layers or list(counts)
+    example = splits[min(5, len(splits) - 1)] if splits else split_name(recipe.kept_layers[0])
     text = environment.from_string(template).render(
         repo_id=repo_id,
         is_pushed=repo_id != NO_REPO_ID,
@@ -100,8 +108,11 @@ def card_text(folder: Path, manifest: Manifest, repo_id: str) -> str:
         example=example,
         example_layer=split_layer(example),
         example_targets=min(4, counts.get(example, 1)),
-        first_count=counts.get("L0", 0),
-        last_count=counts.get(split_name(recipe.n_layers - 2), 0),
+        example_first=0 if recipe.layers is not None and not splits else 1,
+        counts=list(counts.items()),
+        kept=None if recipe.layers is None else layers_text(recipe.layers),
+        first_x=x_name(recipe.kept_layers[0]),
+        first_mlp_out=mlp_out_name(recipe.kept_layers[0]),
         sizes=_sizes(manifest),
         rms_figure=RMS_FIGURE,
         energy_figure=ENERGY_FIGURE,
@@ -116,11 +127,12 @@ def _pretty_name(manifest: Manifest, origins: Sequence[Origin]) -> str:
 
 
 def _target_counts(manifest: Manifest) -> dict[str, int]:
-    """Return how many targets each layer has in the default config."""
+    """Return how many targets each layer has, of those that have all of theirs."""
     if manifest.recipe.n_layers < 2:
         return {}
     window = LayerWindow(manifest.recipe.n_layers, manifest.n_targets)
-    return {split_name(layer): len(window.targets(layer)) for layer in window.sources}
+    sources = window.whole_sources(manifest.recipe.kept_layers)
+    return {split_name(layer): len(window.targets(layer)) for layer in sources}
 
 
 def _size_category(n_rows: int) -> str:

@@ -75,7 +75,7 @@ def _expected(schema: pa.Schema, config: str, manifest: Manifest) -> pa.Schema:
         )
         return clt_features_schema(next(widths, recipe.hidden_size), *shape[1:])
     if config == ALL_LAYERS:
-        names = vector_names(recipe.n_layers)
+        names = vector_names(recipe.kept_layers)
         if recipe.origin != "capture":
             # An import has the vectors that its files had.
             names = [name for name in schema.names if name not in LEADING]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -13,17 +13,28 @@ from capture.model.decoder import Decoder, first_tensor, output_tensor
 
 
 class Taps:
-    """Gathers `x` and `mlp_out` of every layer into one buffer, on the device of each layer.
+    """Gathers `x` and `mlp_out` of layers into one buffer, from the device of each layer.
 
     Used as a context manager around forward passes, each inside an `aimed` block.
 
     Args:
-        decoder: the layers to tap.
+        decoder: of the model.
         x_site: where `x` is read.
         dtype: of the buffer; rows are converted as they are gathered.
+        layers: to tap, ascending; all if None.
+
+    Attributes:
+        layers: that are tapped, ascending.
     """
 
-    def __init__(self, decoder: Decoder, x_site: str, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        x_site: str,
+        dtype: torch.dtype,
+        layers: Sequence[int] | None = None,
+    ) -> None:
+        self.layers = tuple(range(len(decoder.layers)) if layers is None else layers)
         self._decoder = decoder
         self._x_site = x_site
         self._dtype = dtype
@@ -32,13 +43,12 @@ class Taps:
         self._buffer: torch.Tensor | None = None
 
     def __enter__(self) -> Taps:
-        n_layers = len(self._decoder.layers)
-        for layer in range(n_layers):
+        for slot, layer in enumerate(self.layers):
             x = self._decoder.site(layer, self._x_site)
             mlp = self._decoder.mlp(layer)
             for handle in (
-                x.register_forward_pre_hook(self._input_hook(layer), with_kwargs=True),
-                mlp.register_forward_hook(self._output_hook(n_layers + layer)),
+                x.register_forward_pre_hook(self._input_hook(slot), with_kwargs=True),
+                mlp.register_forward_hook(self._output_hook(len(self.layers) + slot)),
             ):
                 self._hooks.callback(handle.remove)
         return self
@@ -55,11 +65,11 @@ class Taps:
             device: of the buffer.
 
         Yields:
-            [2 × n_layers, rows, H], filled when the block ends: `x` of every layer, then `mlp_out`
-            of every layer.
+            [2 × layers, rows, H], filled when the block ends: `x` of every tapped layer, then
+            `mlp_out` of every one.
         """
         self._flat = flat.to(device)
-        shape = (2 * len(self._decoder.layers), len(flat), self._decoder.hidden_size)
+        shape = (2 * len(self.layers), len(flat), self._decoder.hidden_size)
         self._buffer = torch.empty(shape, dtype=self._dtype, device=device)
         try:
             yield self._buffer

@@ -11,6 +11,7 @@ module adds. Only the encoder is read.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from torch.nn import functional
 
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files.checksums import files_sha256
+from llava_amber_activations.formats.layers import layers_text
 from llava_amber_activations.parsing.safe_pt import floats_of, load_pt
 
 _FILE = re.compile(r"transcoder_L([0-9]+)\.pt")
@@ -42,13 +44,20 @@ class Encoder:
 
 
 def load_encoders(
-    folder: Path, n_layers: int, hidden_size: int, device: torch.device
+    folder: Path,
+    n_layers: int,
+    hidden_size: int,
+    device: torch.device,
+    kept: Sequence[int] | None = None,
 ) -> dict[int, Encoder]:
-    """Load the encoder of every layer that a folder has a checkpoint of.
+    """Load the encoder of every kept layer that a folder has a checkpoint of.
+
+    Args:
+        kept: layers whose `x` is kept, of which features are made; all if None.
 
     Raises:
-        ActivationsError: there is none, one cannot be read or would execute code, does not fit the
-            model, or they differ in their number of features.
+        ActivationsError: there is none of a kept layer, one cannot be read or would execute code,
+            does not fit the model, or they differ in their number of features.
     """
     paths = _checkpoints(folder)
     if not paths:
@@ -57,7 +66,15 @@ def load_encoders(
         raise ActivationsError(
             f"{folder} has a transcoder of layer {max(paths)}, and the model {n_layers} layers"
         )
-    encoders = {layer: _load(path, hidden_size, device) for layer, path in paths.items()}
+    kept = range(n_layers) if kept is None else kept
+    if not set(paths) & set(kept):
+        raise ActivationsError(
+            f"{folder} has transcoders of the layers {layers_text(paths)}, and none of those "
+            f"that are kept ({layers_text(kept)}): keep theirs too, with --layers"
+        )
+    encoders = {
+        layer: _load(path, hidden_size, device) for layer, path in paths.items() if layer in kept
+    }
     sizes = {encoder.weight.shape[0] for encoder in encoders.values()}
     if len(sizes) > 1:
         raise ActivationsError(

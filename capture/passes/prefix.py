@@ -143,7 +143,7 @@ def run_prefixed(
     """Run prefixes, and then queries on them.
 
     Returns:
-        As from `Taps.aimed`, [2 × n_layers, rows, H], and which rows they are.
+        As from `Taps.aimed`, [2 × layers, rows, H], and which rows they are.
     """
     samples = [query.sample for query in inputs.queries]
     rows = select_rows(inputs.described(), samples, choice, model.image_token_id)

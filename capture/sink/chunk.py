@@ -28,13 +28,13 @@ class CapturedBatch:
     """What one forward pass gave.
 
     Attributes:
-        vectors: [2 × n_layers, rows, H] of the store's dtype, as `Taps` orders them, perhaps still
-            on its way to the CPU.
+        vectors: [2 × kept layers, rows, H] of the store's dtype, as `Taps` orders them, perhaps
+            still on its way to the CPU.
         columns: the store's row tensors, each int32 [rows].
         responses: of each sample, where they were generated.
         features: of each layer with a transcoder, [samples, F], one row for each of
             `prepared.queries`.
-        finite: whether each row of each vector is finite, [2 × n_layers, rows], where the device
+        finite: whether each row of each vector is finite, [2 × kept layers, rows], where the device
             that has them said so; None where they are to be looked at on their way to the file.
     """
 
@@ -70,12 +70,13 @@ def run_batch(
         settings.positions, settings.sample_positions, settings.seed, settings.always
     )
     if prepared.prefixed:
-        parts, start = [], 0
+        parts: list[tuple[torch.Tensor, ChosenRows]] = []
+        start = 0
         for part in prepared.prefixed:
             gathered, rows = run_prefixed(part, model, taps, choice)
             parts.append((gathered, replace(rows, element=rows.element + start)))
             start += len(part.queries)
-        return _on_its_way(prepared, parts, model, settings, encoders)
+        return _on_its_way(prepared, parts, taps.layers, model, settings, encoders)
     if inputs is None:
         return CapturedBatch(prepared)
     samples = [query.sample for query in prepared.queries]
@@ -96,12 +97,14 @@ def run_batch(
     rows = select_rows(inputs, samples, choice, model.image_token_id, lengths)
     with taps.aimed(rows.flat, model.device) as gathered:
         model.body(**model.on_device(inputs), use_cache=False)
-    return _on_its_way(prepared, [(gathered, rows)], model, settings, encoders, responses)
+    parts = [(gathered, rows)]
+    return _on_its_way(prepared, parts, taps.layers, model, settings, encoders, responses)
 
 
 def _on_its_way(
     prepared: PreparedBatch,
     parts: Sequence[tuple[torch.Tensor, ChosenRows]],
+    kept: Sequence[int],
     model: CaptureModel,
     settings: CaptureSettings,
     encoders: Mapping[int, Encoder],
@@ -114,9 +117,9 @@ def _on_its_way(
     n_samples = len(prepared.queries)
     features = {
         layer: HostCopy(
-            pool(encoder.features(gathered[layer]), element, n_samples, settings.pool).to(
-                gathered.dtype
-            )
+            pool(
+                encoder.features(gathered[kept.index(layer)]), element, n_samples, settings.pool
+            ).to(gathered.dtype)
         )
         for layer, encoder in encoders.items()
     }

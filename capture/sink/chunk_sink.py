@@ -56,14 +56,21 @@ class ChunkSink:
     Args:
         store: the folder.
         dtype: of the store's vectors.
+        layers: that are kept; all of the model's if None.
     """
 
     def __init__(
-        self, store: Path, model: CaptureModel, dtype: torch.dtype, thread: ThreadPoolExecutor
+        self,
+        store: Path,
+        model: CaptureModel,
+        dtype: torch.dtype,
+        thread: ThreadPoolExecutor,
+        layers: Sequence[int] | None = None,
     ) -> None:
         self._store = store
         self._model = model
         self._dtype = dtype
+        self._layers = layers
         self._thread = thread
         self._pending: deque[tuple[int, Future[None]]] = deque()
 
@@ -80,7 +87,9 @@ class ChunkSink:
             or size + sum(waiting for waiting, _ in self._pending) > MOST_BYTES
         ):
             self._finish_oldest()
-        written = self._thread.submit(_write, self._store, chunk, self._model, self._dtype)
+        written = self._thread.submit(
+            _write, self._store, chunk, self._model, self._dtype, self._layers
+        )
         self._pending.append((size, written))
 
     def finish(self) -> None:
@@ -104,28 +113,40 @@ class ChunkSink:
 
 
 @contextmanager
-def chunk_sink(store: Path, model: CaptureModel, dtype: torch.dtype) -> Iterator[ChunkSink]:
+def chunk_sink(
+    store: Path, model: CaptureModel, dtype: torch.dtype, layers: Sequence[int] | None = None
+) -> Iterator[ChunkSink]:
     """Yield a sink whose chunks are all written when the block ends.
+
+    Args:
+        layers: as `ChunkSink` takes them; and so the others.
 
     Raises:
         ActivationsError: as `ChunkSink.put`.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="write") as thread:
-        sink = ChunkSink(store, model, dtype, thread)
+        sink = ChunkSink(store, model, dtype, thread, layers)
         yield sink
         sink.finish()
 
 
-def _write(store: Path, chunk: CapturedChunk, model: CaptureModel, dtype: torch.dtype) -> None:
-    joined = join_chunk(chunk.queries, chunk.batches, model, dtype)
-    layers = {layer for batch in chunk.batches for layer in batch.features}
+def _write(
+    store: Path,
+    chunk: CapturedChunk,
+    model: CaptureModel,
+    dtype: torch.dtype,
+    layers: Sequence[int] | None,
+) -> None:
+    layers = range(len(model.decoder.layers)) if layers is None else layers
+    joined = join_chunk(chunk.queries, chunk.batches, model, dtype, layers)
+    with_features = {layer for batch in chunk.batches for layer in batch.features}
     features_sha256 = None
-    if layers:
-        features, samples = join_features(chunk.batches, sorted(layers))
+    if with_features:
+        features, samples = join_features(chunk.batches, sorted(with_features))
         # Before the chunk, whose presence says that all of it is there.
         features_sha256 = write_features(features_path(store, chunk.number), features, samples)
     sample = joined.pieces[SAMPLE][0]
-    check = FiniteVectors(len(model.decoder.layers), dtype, sample, joined.finite)
+    check = FiniteVectors(layers, dtype, sample, joined.finite)
     write_chunk(
         chunk_path(store, chunk.number),
         joined.pieces,

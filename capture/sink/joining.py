@@ -39,11 +39,13 @@ def join_chunk(
     batches: Iterable[CapturedBatch],
     model: CaptureModel,
     dtype: torch.dtype,
+    layers: Sequence[int] | None = None,
 ) -> JoinedChunk:
     """Put a chunk's batches, in whatever order they are, into that of the query file.
 
     Args:
         dtype: of the vectors, which an empty chunk has too.
+        layers: whose vectors they are, as `Taps` has them; all of the model's if None.
     """
     batches = list(batches)
     filled = [batch for batch in batches if batch.vectors is not None]
@@ -53,7 +55,7 @@ def join_chunk(
     }
     order = torch.argsort(columns[SAMPLE], stable=True)
     runs = _runs(order, [len(batch.columns[SAMPLE]) for batch in filled])
-    names = vector_names(len(model.decoder.layers))
+    names = vector_names(range(len(model.decoder.layers)) if layers is None else layers)
     vectors = [batch.vectors.tensor() for batch in filled if batch.vectors is not None]
     no_rows = torch.empty(0, model.decoder.hidden_size, dtype=dtype)
     pieces = {name: [columns[name][order]] for name in COLUMNS}
@@ -165,6 +167,7 @@ class FiniteVectors:
     """Looks whether a chunk's vectors are finite, on their way to its file.
 
     Args:
+        layers: whose vectors the chunk has.
         dtype: of the vectors.
         sample: of each row, int32 [rows].
         known: of each vector, whether each row is finite, bool [rows], where that is known; then
@@ -173,14 +176,14 @@ class FiniteVectors:
 
     def __init__(
         self,
-        n_layers: int,
+        layers: Sequence[int],
         dtype: torch.dtype,
         sample: torch.Tensor,
         known: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
-        names = vector_names(n_layers)
+        names = vector_names(layers)
         # In the order in which the model computes them: what follows the first is its consequence.
-        pairs = zip(names[:n_layers], names[n_layers:], strict=True)
+        pairs = zip(names[: len(layers)], names[len(layers) :], strict=True)
         self._in_order = [name for pair in pairs for name in pair]
         self._vectors = set(names)
         self._dtype = dtype
@@ -216,13 +219,16 @@ class FiniteVectors:
                 self._first_bad[name] = start + int(finite.logical_not().nonzero()[0])
 
 
-def check_finite(tensors: Mapping[str, torch.Tensor], n_layers: int) -> None:
+def check_finite(tensors: Mapping[str, torch.Tensor], layers: Sequence[int]) -> None:
     """Check vectors that are whole.
+
+    Args:
+        layers: whose vectors the chunk has.
 
     Raises:
         ActivationsError: as `FiniteVectors.conclude`.
     """
-    check = FiniteVectors(n_layers, tensors["x_00"].dtype, tensors[SAMPLE])
+    check = FiniteVectors(layers, tensors[vector_names(layers)[0]].dtype, tensors[SAMPLE])
     for name, tensor in tensors.items():
         check.look(name, 0, tensor)
     check.conclude()

@@ -44,7 +44,7 @@ def make_recipe(
     n_layers = len(model.decoder.layers)
     LayerWindow(n_layers, settings.n_targets)
     return Recipe(
-        **asked_fields(settings),
+        **asked_fields(settings, n_layers),
         revision=model.revision,
         weights_sha256=weights_sha256,
         dtype=dtype,

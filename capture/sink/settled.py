@@ -14,12 +14,18 @@ from llava_amber_activations.formats.version import FORMAT_VERSION
 from llava_amber_activations.store.layout import is_store, read_recipe, write_recipe
 
 
-def asked_fields(settings: CaptureSettings) -> dict[str, Any]:
-    """Return the fields of a recipe that are what was asked for, and nothing else."""
+def asked_fields(settings: CaptureSettings, n_layers: int) -> dict[str, Any]:
+    """Return the fields of a recipe that are what was asked for, and nothing else.
+
+    Args:
+        n_layers: of the model. All of them, named one by one, are as if none were.
+    """
     name = str(settings.dataset)
+    is_whole = settings.layers == tuple(range(n_layers))
     return {
         "model": settings.model,
         "x_site": settings.x_site,
+        "layers": None if is_whole else settings.layers,
         "positions": settings.positions,
         "sample_positions": settings.sample_positions,
         "seed": None if settings.sample_positions is None else settings.seed,
@@ -46,11 +52,13 @@ def check_begun(settings: CaptureSettings, benchmark: Benchmark) -> None:
         return
     begun = read_recipe(store)
     found = {
-        **asked_fields(settings),
+        **asked_fields(settings, begun.n_layers),
         "queries_sha256": benchmark.queries_sha256,
         "dataset_revision": benchmark.dataset_revision,
         "n_samples": len(benchmark.queries),
     }
+    if found["layers"] is not None:
+        found["layers"] = list(found["layers"])
     if settings.dtype is not None:
         found["dtype"] = settings.dtype
     if settings.store_dtype or settings.dtype:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -59,6 +60,14 @@ class LayerWindow:
         first = layer + self.first_target
         return range(first, min(first + self.n_targets, self.n_layers))
 
+    def whole_sources(self, kept: Container[int]) -> tuple[int, ...]:
+        """Return the sources that are kept, with all of their targets, ascending."""
+        return tuple(
+            layer
+            for layer in self.sources
+            if layer in kept and all(target in kept for target in self.targets(layer))
+        )
+
 
 def check_n_targets(n_targets: int, n_layers: int, first_target: int = 1) -> None:
     """Check a number of targets that somebody typed: no layer has more than there are layers.
@@ -73,6 +82,22 @@ def check_n_targets(n_targets: int, n_layers: int, first_target: int = 1) -> Non
         raise ActivationsError(
             f"--n-targets {n_targets} is more than a model of {n_layers} layers has: the first of "
             f"them has {most} targets"
+        )
+
+
+def check_kept(layers: Sequence[int] | None, n_layers: int) -> None:
+    """Check layers to keep, which somebody typed before the model was known.
+
+    Args:
+        layers: ascending; None keeps all.
+
+    Raises:
+        ActivationsError: the model has fewer layers.
+    """
+    missing = [layer for layer in layers or () if layer >= n_layers]
+    if missing:
+        raise ActivationsError(
+            f"layers {missing[:_MISSING_SAID]} are not in this model: it has 0 to {n_layers - 1}"
         )
 
 
@@ -97,8 +122,24 @@ def mlp_out_name(layer: int) -> str:
     return f"mlp_out_{layer:02d}"
 
 
-def parse_layers(text: str, available: range | tuple[int, ...]) -> tuple[int, ...]:
+def layers_text(layers: Iterable[int]) -> str:
+    """Return a list of layers as `parse_layers` takes it: `0,5,10-12`, ascending and each once."""
+    runs: list[list[int]] = []
+    for layer in sorted(set(layers)):
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def parse_layers(
+    text: str, available: range | tuple[int, ...], where: str = "in this data"
+) -> tuple[int, ...]:
     """Parse a list of layers such as `0-30` or `0,5,10-12`, ascending and each once.
+
+    Args:
+        where: the layers are available, as a message says it.
 
     Raises:
         ActivationsError: the text is not such a list, or names a layer that is not `available`.
@@ -118,7 +159,13 @@ def parse_layers(text: str, available: range | tuple[int, ...]) -> tuple[int, ..
         missing += islice((layer for layer in asked if layer not in have), _MISSING_SAID)
         layers.update(layer for layer in have if layer in asked)
     if missing or not layers:
-        there = f"{min(available)} to {max(available)}" if available else "none"
         said = missing[:_MISSING_SAID] or text
-        raise ActivationsError(f"layers {said} are not in this data: it has {there}")
+        raise ActivationsError(f"layers {said} are not {where}: it has {_said(available)}")
     return tuple(sorted(layers))
+
+
+def _said(layers: range | tuple[int, ...]) -> str:
+    if not layers:
+        return "none"
+    first, last = min(layers), max(layers)
+    return f"{first} to {last}" if len(layers) == last - first + 1 else layers_text(layers)

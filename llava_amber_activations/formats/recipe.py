@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 from llava_amber_activations.errors import ActivationsError
@@ -28,6 +29,7 @@ X_SITES: tuple[str, ...] = get_args(XSite)
 MOST_LAYERS = 10_000
 MOST_WIDTH = 1 << 24
 _MOST_CHUNKS = 1_000_000
+_MOST_SAID = 8
 
 # What the benchmark's name begins with where it is a dataset of the Hub, or of a folder.
 HF_PREFIX = "hf:"
@@ -53,6 +55,7 @@ class Recipe:
         pool: how a sample's features were pooled over its rows.
         prompt: the chat template's text, `{query}` standing for the sample's query.
         n_layers, hidden_size: of the language model.
+        layers: that were kept, ascending; None where all were. An import has what its files had.
         n_targets: how many targets a layer has unless the builder is told otherwise.
         benchmark: file name of the query file; `queries_sha256` is its checksum.
         n_samples, chunk_samples: samples in all, and in each chunk of the store.
@@ -73,6 +76,7 @@ class Recipe:
     n_targets: int
     store_dtype: str
     n_samples: int
+    layers: tuple[int, ...] | None = None
     origin: str = "capture"
     model: str | None = None
     revision: str | None = None
@@ -113,6 +117,14 @@ class Recipe:
             ("batch_size", 1, INT32_MAX),
         ):
             check_number(name, getattr(self, name), least, most)
+        if self.layers is not None:
+            found = self.layers
+            is_ascending = all(a < b for a, b in pairwise(found))
+            if not found or not is_ascending or not 0 <= found[0] <= found[-1] < self.n_layers:
+                raise ActivationsError(
+                    f"layers must be ascending layers of the model, of {self.n_layers}, got "
+                    f"{list(found)[:_MOST_SAID]}"
+                )
         if self.seed is not None and self.seed < 0:
             raise ActivationsError(f"seed must not be negative, got {self.seed}")
         if self.n_samples > _MOST_CHUNKS * (self.chunk_samples or self.n_samples):
@@ -132,9 +144,16 @@ class Recipe:
         for name in ("transcoders_sha256", "queries_sha256", "weights_sha256"):
             check_sha256(name, getattr(self, name))
 
+    @property
+    def kept_layers(self) -> range | tuple[int, ...]:
+        """The layers that a capture kept, ascending."""
+        return range(self.n_layers) if self.layers is None else self.layers
+
     def to_json(self) -> dict[str, Any]:
         """Return the recipe as a JSON object, `format_version` first."""
         fields = dataclasses.asdict(self)
+        # As it is read back, so that the two compare equal.
+        fields["layers"] = None if self.layers is None else list(self.layers)
         return {"format_version": fields.pop("format_version"), **fields}
 
     @classmethod
@@ -149,9 +168,11 @@ class Recipe:
         return read_object(cls, value, where, "a capture recipe")
 
     def why_none(self, name: str) -> str:
-        """Say why a field is None: it was `not used`, or nobody knows it (`unknown`)."""
+        """Say what None means in a field: `all`, `not used`, or that nobody knows (`unknown`)."""
         # An import without a note of `export` knows of no capture; a capture has its positions.
         captured = self.positions is not None
+        if name == "layers" and captured:
+            return "all"
         not_used = {
             "sample_positions": captured,
             "seed": captured and self.sample_positions is None,

@@ -17,7 +17,7 @@ import pyarrow as pa
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.formats.dataset_folder import ALL_LAYERS, ALL_LAYERS_SPLIT
 from llava_amber_activations.formats.layers import mlp_out_name, x_name
-from llava_amber_activations.reading.wanted_layer import check_types
+from llava_amber_activations.reading.wanted_layer import check_types, not_held
 from llava_amber_activations.sources.sites import MLP_INPUT, STREAM, site_norms
 from llava_amber_activations.sources.source import Source
 
@@ -113,7 +113,7 @@ def wanted_hooks(
     n_layers, own_site = source.manifest.recipe.n_layers, source.manifest.recipe.x_site
     norms = {site: site_norms(source, site) if own_site else None for site in x_sites}
     if layers is None:
-        # An import may lack the first MLP output, and the last x.
+        # An import may lack the first MLP output, and the last x; a capture, whole layers.
         present = set(schema.names)
         needed = ([x_name] if x_sites else []) + ([mlp_out_name] if mlp_out else [])
         layers = [n for n in range(n_layers) if present.issuperset(name(n) for name in needed)]
@@ -172,7 +172,5 @@ def check_hook_columns(schema: pa.Schema, wanted: WantedHooks, where: object) ->
     present = set(schema.names)
     missing = [name for name in wanted.columns if name not in present]
     if missing:
-        raise ActivationsError(
-            f"this data does not hold {missing[0]}: it was imported without it ({where})"
-        )
+        raise not_held(missing[0], schema, where)
     check_types(schema, wanted.columns, where)

@@ -15,7 +15,13 @@ from llava_amber_activations.formats.dataset_folder import (
     ALL_LAYERS_SPLIT,
     DEFAULT_CONFIG,
 )
-from llava_amber_activations.formats.layers import LayerWindow, mlp_out_name, split_name, x_name
+from llava_amber_activations.formats.layers import (
+    LayerWindow,
+    layers_text,
+    mlp_out_name,
+    split_name,
+    x_name,
+)
 from llava_amber_activations.formats.schema import layers_of
 from llava_amber_activations.sources.sites import site_norm
 from llava_amber_activations.sources.source import Source
@@ -111,11 +117,27 @@ def check_columns(schema: pa.Schema, wanted: WantedLayer, where: object) -> list
     names = [x_name(wanted.layer), *map(mlp_out_name, targets)]
     missing = [name for name in names if name not in present]
     if missing:
-        raise ActivationsError(
-            f"this data does not hold {missing[0]}: it was imported without it ({where})"
-        )
+        raise not_held(missing[0], schema, where)
     check_types(schema, names, where)
     return names
+
+
+def not_held(name: str, schema: pa.Schema, where: object) -> ActivationsError:
+    """Say that an all_layers shard of this schema lacks a vector, and which it has."""
+    held = [_layers_of(column, schema) for column in ("x", "mlp_out")]
+    said = [
+        f"{column} of {layers_text(layers) or 'no layer'}"
+        for column, layers in zip(("x", "mlp_out"), held, strict=True)
+    ]
+    return ActivationsError(
+        f"this data does not hold {name}: it was captured or imported without it, and has "
+        f"{' and '.join(said)} ({where})"
+    )
+
+
+def _layers_of(column: str, schema: pa.Schema) -> list[int]:
+    numbers = (name.removeprefix(f"{column}_") for name in schema.names)
+    return [int(number) for number in numbers if number.isdecimal()]
 
 
 def check_types(schema: pa.Schema, names: Sequence[str], where: object) -> None:

@@ -150,7 +150,7 @@ class Chunk:
             ActivationsError: they are not those of the recipe and of the chunk's own records.
         """
         n_rows = self.n_rows
-        for name in vector_names(recipe.n_layers):
+        for name in vector_names(recipe.kept_layers):
             self._file.check_form(name, recipe.store_dtype, n_rows, recipe.hidden_size)
         optional = [name for name in OPTIONAL_ROW_TENSORS if name in self.names]
         for name in (*ROW_TENSORS, *optional):

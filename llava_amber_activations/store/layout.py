@@ -12,6 +12,8 @@
                                           `resid_mid` and they are of a known kind
       SHA256SUMS                          of capture.json and the three files above; written last
 
+Where the recipe names `layers`, the vectors are those of these layers alone. The norms are of all.
+
 A chunk covers a fixed range of samples and appears whole or not at all. Its safetensors header
 carries, under the metadata key `chunk`, the records of its samples, the batch size that it was
 captured with, the checksum of its features, whether the norms gave the MLPs what they received, and
@@ -21,6 +23,7 @@ SHA256SUMS is unfinished, unless it is of format 1.0, which had none.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from llava_amber_activations.errors import ActivationsError
@@ -85,9 +88,8 @@ def missing_chunks(store: Path, recipe: Recipe) -> list[int]:
     return [chunk for chunk in chunks if not chunk_path(store, chunk).exists()]
 
 
-def vector_names(n_layers: int) -> list[str]:
-    """Return the names of a chunk's vectors: every `x_LL`, then every `mlp_out_LL`."""
-    layers = range(n_layers)
+def vector_names(layers: Sequence[int]) -> list[str]:
+    """Return the names of the vectors of some layers: every `x_LL`, then every `mlp_out_LL`."""
     return [*map(x_name, layers), *map(mlp_out_name, layers)]
 
 

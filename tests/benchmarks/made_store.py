@@ -68,7 +68,7 @@ def make_store(folder: Path, shape: Shape, seed: int = 0) -> Path:
     )
     write_recipe(folder, recipe)
     generator = np.random.default_rng(seed)
-    names = vector_names(shape.n_layers)
+    names = vector_names(range(shape.n_layers))
     scales = [_scales(generator, shape, number) for number in range(len(names))]
     for number, samples in enumerate(recipe_chunks(recipe)):
         n = len(samples)

@@ -123,7 +123,7 @@ def _ours(model: LlamaForCausalLM, ids: torch.Tensor, out: Path) -> float:
             with taps.aimed(torch.arange(batch.numel()), torch.device("cpu")) as gathered:
                 model.base_model(input_ids=batch, use_cache=False)
             parts.append(gathered)
-    names = vector_names(N_LAYERS)
+    names = vector_names(range(N_LAYERS))
     tensors = dict(zip(names, torch.cat(parts, dim=1).unbind(), strict=True))
     sample = torch.arange(N_SEQUENCES, dtype=torch.int32).repeat_interleave(CONTEXT)
     position = torch.arange(CONTEXT, dtype=torch.int32).repeat(N_SEQUENCES)

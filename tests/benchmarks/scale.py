@@ -246,7 +246,7 @@ def make_all_positions(folder: Path, n_samples: int) -> None:
     for number, samples in enumerate(recipe_chunks(recipe)):
         n = len(samples) * ROWS
         tensors: dict[str, torch.Tensor] = {}
-        for slot, name in enumerate(vector_names(N_LAYERS)):
+        for slot, name in enumerate(vector_names(range(N_LAYERS))):
             start = (97 * slot + 31 * number) % n_rows
             tensors[name] = pool[start : start + n]
         numbers = torch.arange(samples.start, samples.stop, dtype=torch.int32)

@@ -19,9 +19,10 @@ LENGTHS = (3, 1, 0, 3, 2)
 def make_small_store():
     """Function that writes a finished store: 4 layers, 8 wide, 5 samples, 9 rows, 3 chunks."""
 
-    def make(store, dtype="float32", scale=1.0, n_layers=N_LAYERS):
+    def make(store, dtype="float32", scale=1.0, n_layers=N_LAYERS, layers=None):
         recipe = Recipe(
             n_layers=n_layers,
+            layers=layers,
             hidden_size=WIDTH,
             n_targets=2,
             store_dtype=dtype,
@@ -40,7 +41,7 @@ def make_small_store():
                 .mul(scale)
                 .to(getattr(torch, dtype))
                 for kind in ("x", "mlp_out")
-                for layer in range(n_layers)
+                for layer in layers or range(n_layers)
             }
             positions = [place for sample in samples for place in range(LENGTHS[sample])]
             tensors["sample"] = torch.tensor(rows, dtype=torch.int32)

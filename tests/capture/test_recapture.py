@@ -99,7 +99,7 @@ def test_a_small_error_of_every_vector_is_found_out(last_store, tiny_llava, imag
     """Each within what a single vector may differ by, all of them together not."""
     store = tmp_path / "store"
     shutil.copytree(last_store, store)
-    for name in vector_names(32):
+    for name in vector_names(range(32)):
         rewrite_vector(store, name, lambda vector: vector.mul_(1.005))
     with pytest.raises(ActivationsError, match=r"vectors of sample 0 differ.*on average"):
         recapture(

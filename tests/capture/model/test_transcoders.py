@@ -88,6 +88,23 @@ def test_features_end_to_end(make_store, transcoders, checkpoints, tmp_path, how
         assert torch.allclose(features, expected[layer][3], rtol=1e-4, atol=1e-5)
 
 
+def test_features_of_kept_layers(make_store, transcoders, checkpoints, tmp_path):
+    """Those of the kept layers, of their own x; where no kept layer has one, that is said."""
+    kept = {"positions": "all", "transcoders": checkpoints, "layers": (7, 30, 31)}
+    store = make_store(tmp_path / "store", **kept)
+    expected = expected_features({n: transcoders[n] for n in (7, 30)}, store, "max")
+    for number, samples in enumerate(([0, 1, 2], [3, 4, 5], [6, 7])):
+        features = load_file(store / "features" / f"features-{number:05d}.safetensors")
+        assert set(features) == {"features_07", "features_30", "sample"}
+        for layer, rows in expected.items():
+            found = features[f"features_{layer:02d}"]
+            assert torch.allclose(found, rows[samples], rtol=1e-4, atol=1e-5)
+    with pytest.raises(
+        ActivationsError, match=r"of the layers 0-30, and none of those .* [(]31[)]"
+    ):
+        make_store(tmp_path / "none", **{**kept, "layers": (31,)})
+
+
 def test_a_cpu_with_a_number(checkpoints):
     """As each process of a launch without a GPU has one: the second rank could load nothing."""
     plain = load_encoders(checkpoints, 32, 64, torch.device("cpu"))

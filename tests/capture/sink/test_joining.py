@@ -18,7 +18,7 @@ from llava_amber_activations.vectors.finite import finite_slots
 
 N_LAYERS, WIDTH = 2, 3
 MODEL = SimpleNamespace(decoder=SimpleNamespace(layers=[None] * N_LAYERS, hidden_size=WIDTH))
-NAMES = vector_names(N_LAYERS)
+NAMES = vector_names(range(N_LAYERS))
 
 
 def batch_of(samples, generator, finite=False):
@@ -85,16 +85,16 @@ def test_the_first_vector_that_is_not_finite_is_named(known, value):
     vectors["x_01"][0, 0] = value
     sample = torch.tensor([5, 5, 6, 7], dtype=torch.int32)
     finite = dict(zip(NAMES, finite_slots(torch.stack(list(vectors.values()))), strict=True))
-    check = FiniteVectors(N_LAYERS, torch.float32, sample, finite if known else None)
+    check = FiniteVectors(range(N_LAYERS), torch.float32, sample, finite if known else None)
     for name in reversed(NAMES):
         for start in (0, 2):
             check.look(name, start, vectors[name][start : start + 2])
     with pytest.raises(ActivationsError, match=r"^mlp_out_00 of sample 6 has a value that torch"):
         check.conclude()
     with pytest.raises(ActivationsError, match=r"^mlp_out_00 of sample 6 "):
-        check_finite({**vectors, "sample": sample}, N_LAYERS)
+        check_finite({**vectors, "sample": sample}, range(N_LAYERS))
 
 
 def test_what_is_finite_is_left_alone():
     vectors = {name: torch.full((4, WIDTH), 65504.0).half() for name in NAMES}
-    check_finite({**vectors, "sample": torch.zeros(4, dtype=torch.int32)}, N_LAYERS)
+    check_finite({**vectors, "sample": torch.zeros(4, dtype=torch.int32)}, range(N_LAYERS))
