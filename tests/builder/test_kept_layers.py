@@ -88,6 +88,18 @@ def test_default_without_a_split(make_small_store, tmp_path, capsys):
     )
 
 
+def test_default_alone(kept_store, tmp_path, vectors):
+    """The one split is right by itself, and a layer without one is refused by name."""
+    build(kept_store, tmp_path / "dataset", configs=["default"])
+    assert verify(tmp_path / "dataset").n_rows == len(vectors["sample"])
+    acts = Activations(tmp_path / "dataset")
+    assert acts.layers == (2,)
+    (batch,) = acts.batches(2, batch_size=100)
+    assert torch.equal(batch["targets"][:, 0], vectors["mlp_out_03"])
+    with pytest.raises(ActivationsError, match="has no layer 3: the layers it has are L2"):
+        acts.batches(3)
+
+
 def test_batches(kept_dataset, vectors):
     """Targets where they are kept, a layer's own MLP output always; what is not there is said."""
     acts = Activations(kept_dataset)

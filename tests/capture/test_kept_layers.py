@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
@@ -87,6 +88,18 @@ def test_resumed_with_other_layers(kept_store, settings):
             ActivationsError, match=r"another recipe: layers \(\[0, 2, 3, 31\], not"
         ):
             check_capture(dataclasses.replace(same, layers=layers))
+
+
+def test_interrupted_and_run_again(kept_store, make_store, tmp_path):
+    """A missing chunk is made again: the files are those of the undisturbed run."""
+    store = tmp_path / "store"
+    shutil.copytree(kept_store, store)
+    for name in ("chunks/chunk-00001.safetensors", "samples.jsonl", "SHA256SUMS"):
+        (store / name).unlink()
+    make_store(store, layers=KEPT)
+    for path in kept_store.rglob("*"):
+        if path.is_file() and not path.name.startswith("."):
+            assert (store / path.relative_to(kept_store)).read_bytes() == path.read_bytes()
 
 
 def test_every_layer_named_is_all_of_them(last_store, settings):

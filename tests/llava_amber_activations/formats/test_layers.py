@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from llava_amber_activations import ActivationsError, LayerWindow
 from llava_amber_activations.formats.layers import (
+    layers_text,
     mlp_out_name,
     parse_layers,
     split_layer,
@@ -110,6 +111,25 @@ def test_any_ranges(pairs):
     assert parse_layers(text, range(31)) == wanted
 
 
+@given(st.sets(st.integers(0, 30), min_size=1))
+def test_written_as_they_are_parsed(layers):
+    """The text of any layers is parsed back into them."""
+    assert parse_layers(layers_text(layers), range(31)) == tuple(sorted(layers))
+
+
+def test_the_text_is_short():
+    assert layers_text((0, 5, *range(10, 16))) == "0,5,10-15"
+
+
+def test_sources_that_are_kept_with_all_of_their_targets():
+    """The window ends with the model, not where the kept layers do."""
+    kept = (0, 5, *range(10, 16), 30, 31)
+    assert LayerWindow(32, 2).whole_sources(kept) == (10, 11, 12, 13, 30)
+    assert LayerWindow(32, 16).whole_sources(kept) == (30,)
+    assert LayerWindow(32, 1, first_target=0).whole_sources(kept) == kept
+    assert LayerWindow(32, 16).whole_sources(range(32)) == tuple(range(31))
+
+
 @pytest.mark.parametrize("text", ["", "a", "1-", "-1", "1,,2", "1.5", "1-2-3", "L5", "0x1", "5;6"])
 def test_what_is_no_list_of_layers(text):
     with pytest.raises(ActivationsError, match="is not a list of layers: write 5, 0-30"):
@@ -133,6 +153,8 @@ def test_layers_of_which_only_some_are_there():
     assert parse_layers("5,9", (5, 9)) == (5, 9)
     with pytest.raises(ActivationsError, match=r"\[6, 7, 8\]"):
         parse_layers("5-9", (5, 9))
+    with pytest.raises(ActivationsError, match=r"it has 5,9$"):
+        parse_layers("7", (5, 9))
 
 
 def test_a_slip_of_the_finger_is_answered_in_a_line():

@@ -79,6 +79,19 @@ def test_differences_name_every_field(one, other):
     assert named == {name for name in fields if getattr(one, name) != getattr(other, name)}
 
 
+def test_the_layers_that_were_kept():
+    """All where the key is missing, as before there was one; else those that it lists."""
+    value = RECIPE.to_json()
+    n_layers = RECIPE.n_layers
+    assert value.pop("layers") is None
+    assert Recipe.from_json(value, "f").kept_layers == range(n_layers)
+    last = n_layers - 1
+    assert Recipe.from_json({**value, "layers": [last]}, "f").kept_layers == (last,)
+    for damaged in ([], [last, last], [n_layers], [-1]):
+        with pytest.raises(ActivationsError, match=r"f is not .*: layers must be ascending layers"):
+            Recipe.from_json({**value, "layers": damaged}, "f")
+
+
 def test_a_newer_minor_version():
     """It is read, and what it adds left aside."""
     value = {**RECIPE.to_json(), "format_version": "1.7", "added": 1}
