@@ -179,6 +179,9 @@ def read_in_order(
     try:
         while True:
             while len(pending) < at_once and (group := next(remaining, None)):
+                if not on_hub:
+                    # It costs no request, and this thread does nothing else meanwhile.
+                    shards.footer(group.url)
                 pending.append(pool.submit(job, group))
             if not pending:
                 return
