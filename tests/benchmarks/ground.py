@@ -52,10 +52,11 @@ class Ground:
             ),
         )
 
-    def imported(self, batch_size: int, shape: Shape = WHOLE) -> Path:
-        """What the `layers` layout of one layer is imported as."""
-        name = f"imported-{shape.rows}x{shape.width}-{batch_size}"
-        return self._once(name, lambda folder: import_pt(self.layers(batch_size, shape), folder))
+    def imported(self, batch_size: int, shape: Shape = WHOLE, layers: str = str(LAYER)) -> Path:
+        """What the `layers` layout of some layers is imported as."""
+        name = f"imported-{shape.rows}x{shape.width}-{layers}-{batch_size}"
+        pt = self.layers(batch_size, shape, layers)
+        return self._once(name, lambda folder: import_pt(pt, folder))
 
     def vectors(self, names: list[str], shape: Shape = WHOLE) -> list[torch.Tensor]:
         """Vectors of every row, in memory: [rows, H] each."""

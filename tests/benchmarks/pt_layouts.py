@@ -2,7 +2,7 @@
 
     python tests/benchmarks/pt_layouts.py SCRATCH
 
-Of one layer. torch.save has the tensors in memory; ours decodes them from the shards, checks them,
+torch.save has the tensors in memory; ours decodes them from the shards, checks them,
 and writes each file aside. Both have every file on the disk (fsync) before the next step: the bare
 loop syncs each file and its folder, as ours does. Without fsync, files are left to the page cache.
 
@@ -15,7 +15,7 @@ statistics, figures and card, and syncs it. torch.load alone ends with tensors i
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,12 @@ from llava_amber_activations.formats.arrow_vectors import targets_to_arrow, vect
 from llava_amber_activations.formats.columns import TARGETS, X
 
 SECTION = "5 Export, import"
+FEW, N_FEW = "5-8", 4
+_VECTOR_LEAVES = (f"{X}.list.element", f"{TARGETS}.list.element.list.element")
 
 
 def measure(scratch: Path, repeats: int, shape: Shape | None = None) -> list[Line]:
-    """Measure one layer, of 1004 rows unless told otherwise, in files of 64."""
+    """Measure one layer, and a few, of 1004 rows unless told otherwise, in files of 64."""
     shape = shape or Shape()
     ground = Ground(scratch)
     dataset, layers = ground.dataset(shape), ground.layers(BATCH, shape)
@@ -60,37 +62,54 @@ def measure(scratch: Path, repeats: int, shape: Shape | None = None) -> list[Lin
             for tensor in loaded.get("targets", [loaded.get("x")]):
                 touch(tensor)
 
-    imported = ground.imported(BATCH, shape)
+    def write(of: str) -> Callable[[], None]:
+        pt, imported = ground.layers(BATCH, shape, of), ground.imported(BATCH, shape, of)
+        return lambda: _write_bare(pt, imported, out)
+
+    few = ground.layers(BATCH, shape, FEW)
     candidates = {
         "export": lambda: export(dataset, out, layout="layers", layers=str(LAYER)),
         "save and fsync": lambda: save(synced=True),
         "save": lambda: save(synced=False),
         "import": lambda: import_pt(layers, out),
-        "write": lambda: _write_bare(layers, imported, out),
+        "write": write(str(LAYER)),
         "load": load,
+        "import of few": lambda: import_pt(few, out),
+        "write few": write(FEW),
     }
     seconds = alternate(candidates, repeats, before=lambda: shutil.rmtree(out, ignore_errors=True))
     shutil.rmtree(out, ignore_errors=True)
     size = shape.rows * shape.layer_row_bytes / 1e6
-    figures = {name: rates(size, times) for name, times in seconds.items()}
+    n_layers = {name: N_FEW if "few" in name else 1 for name in seconds}
+    figures = {name: rates(n_layers[name] * size, times) for name, times in seconds.items()}
+    bare = "a bare ParquetWriter, fsync"
     return [
         Line(SECTION, work, other, "MB/s", figures[ours], figures[name], aim, note)
-        for ours, work, name, other, aim, note in (
+        for work, ours, other, name, aim, note in (
             (
-                *("export", "export of one layer", "save and fsync"),
-                *("torch.save of its tensors, fsync", ">= 0.9", "decodes them from the shards"),
+                *("export of one layer", "export"),
+                *("torch.save of its tensors, fsync", "save and fsync"),
+                *(">= 0.9", "decodes them from the shards"),
             ),
             (
-                *("export", "export of one layer", "save"),
-                *("torch.save of its tensors", "", "without fsync"),
+                *("export of one layer", "export"),
+                *("torch.save of its tensors", "save"),
+                *("", "without fsync"),
             ),
             (
-                *("import", "import of one layer", "write"),
-                *("a bare ParquetWriter, fsync", ">= 0.9", "checks, statistics, figures, card"),
+                *("import of one layer", "import"),
+                *(bare, "write"),
+                *(">= 0.9", "statistics and figures besides, as long as of all layers"),
             ),
             (
-                *("import", "import of one layer", "load"),
-                *("torch.load of its tensors", "", "writes Parquet, not the same work"),
+                *(f"import of {N_FEW} layers", "import of few"),
+                *(bare, "write few"),
+                *(">= 0.9", "statistics and figures besides"),
+            ),
+            (
+                *("import of one layer", "import"),
+                *("torch.load of its tensors", "load"),
+                *("", "writes Parquet, not the same work"),
             ),
         )
     ]
@@ -110,34 +129,34 @@ def _values(ground: Ground, shape: Shape) -> dict[str, Any]:
 
 
 def _write_bare(layers: Path, imported: Path, out: Path) -> None:
-    """Write what an import wrote, from the same `.pt` files."""
-    (path,) = imported.glob(f"data/L{LAYER}-*.parquet")
+    """Write what an import wrote, from the same `.pt` files, a split after the other."""
     out.mkdir()
-    with pq.ParquetFile(path) as model, (out / path.name).open("wb") as file:
-        # The columns that the files do not say are as good as any.
-        leading = model.read(columns=[n for n in model.schema_arrow.names if n not in (X, TARGETS)])
+    for path in sorted(imported.glob("data/L*.parquet")):
+        folder = layers / path.name.partition("-")[0]
+        with pq.ParquetFile(path) as model:
+            schema, names = model.schema_arrow, model.schema_arrow.names
+            sizes = [model.metadata.row_group(n).num_rows for n in range(model.num_row_groups)]
+            # The columns that the files do not say are as good as any.
+            leading = model.read(columns=[name for name in names if name not in (X, TARGETS)])
         with pq.ParquetWriter(
-            file,
-            model.schema_arrow,
+            out / path.name,
+            schema,
             compression="zstd",
             compression_level=1,
             use_dictionary=False,
             write_statistics=leading.column_names,
-            column_encoding=_split_streams(model.schema_arrow),
+            column_encoding=dict.fromkeys(_VECTOR_LEAVES, "BYTE_STREAM_SPLIT"),
             write_page_checksum=True,
         ) as writer:
             start = 0
-            for number in range(model.num_row_groups):
-                vectors = _vectors(layers / f"L{LAYER}", number)
-                rows = len(vectors[X])
-                columns = {**dict(zip(leading.column_names, leading.columns, strict=True))}
-                columns = {name: each.slice(start, rows) for name, each in columns.items()}
-                columns |= vectors
-                table = pa.table(columns).select(model.schema_arrow.names)
-                writer.write_table(table.cast(model.schema_arrow), row_group_size=rows)
+            for number, rows in enumerate(sizes):
+                of_group = leading.slice(start, rows)
+                columns = dict(zip(leading.column_names, of_group.columns, strict=True))
+                table = pa.table({**columns, **_vectors(folder, number)}).select(names)
+                writer.write_table(table.cast(schema), row_group_size=rows)
                 start += rows
-    sync(out / path.name)
-    sync(out)
+        sync(out / path.name)
+        sync(out)
 
 
 def _vectors(folder: Path, number: int) -> Mapping[str, pa.Array]:
@@ -145,11 +164,6 @@ def _vectors(folder: Path, number: int) -> Mapping[str, pa.Array]:
     targets = torch.load(folder / f"batch_{number}_y.pt", weights_only=True)["targets"]
     stacked = np.stack([target[:, 0].numpy() for target in targets], axis=1)
     return {X: vectors_to_arrow(x[:, 0].numpy()), TARGETS: targets_to_arrow(stacked)}
-
-
-def _split_streams(schema: pa.Schema) -> dict[str, str]:
-    paths = {X: f"{X}.list.element", TARGETS: f"{TARGETS}.list.element.list.element"}
-    return {path: "BYTE_STREAM_SPLIT" for name, path in paths.items() if name in schema.names}
 
 
 if __name__ == "__main__":
