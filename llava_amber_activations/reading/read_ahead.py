@@ -74,7 +74,8 @@ class Shards:
     Args:
         checked: compare the pages' checksums as they are read, which takes a quarter as long as
             decoding them: for what is read once, and kept.
-        most_open: shards that a thread keeps open, with what it has read of them in memory.
+        most_open: shards that a thread keeps open, with what it has read of them in memory. Where
+            it is one, shards are read in order, and only the last few footers are kept.
     """
 
     def __init__(
@@ -101,13 +102,18 @@ class Shards:
             ActivationsError: the shard cannot be read, or is not what the manifest says.
         """
         with self._reading.setdefault(url, threading.Lock()):
-            if url not in self._footers:
+            footer = self._footers.get(url)
+            if footer is None:
                 # On the Hub an address names a commit, so that what it holds never changes.
                 footer = _footer_on_hub(url) if is_remote(url) else _footer(url)
                 with reading_errors(url):
                     check_footer(url, footer, self._expected)
                 self._footers[url] = footer
-            return self._footers[url]
+                # In order, none is come back to; that of a shard of all layers takes a megabyte.
+                if self._most_open == 1:
+                    for earlier in list(self._footers)[:-_MOST_OPEN]:
+                        self._footers.pop(earlier, None)
+            return footer
 
     def group_rows(self, url: str) -> tuple[int, ...]:
         """Return the rows of each row group of a shard: by its footer, if nothing else says it.

@@ -2,7 +2,10 @@
 
 import threading
 import time
+import weakref
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from llava_amber_activations.reading import read_ahead
@@ -84,3 +87,27 @@ def test_what_goes_wrong_is_raised_in_its_turn():
     assert [next(found) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(ZeroDivisionError):
         next(found)
+
+
+def test_footers_in_order_do_not_pile_up(tmp_path, monkeypatch):
+    """Each takes a megabyte where a shard is of all layers; all of them were kept."""
+    paths = [tmp_path / f"{number:02d}.parquet" for number in range(30)]
+    for number, path in enumerate(paths):
+        pq.write_table(pa.table({"sample": [number]}), path)
+    footers = weakref.WeakSet()
+
+    def kept(url, footer=read_ahead._footer):
+        found = footer(url)
+        footers.add(found)
+        return found
+
+    monkeypatch.setattr(read_ahead, "_footer", kept)
+    shards = Shards(list(map(str, paths)), most_open=1)
+    samples = []
+    for table in read_in_order(
+        shards, shards.row_groups(), lambda shard, number: shard.parquet.read_row_group(number)
+    ):
+        samples += table["sample"].to_pylist()
+        # The last few, and those of the shards that threads have open or read just now.
+        assert len(footers) <= 8 + 2 * 8
+    assert samples == list(range(30))
