@@ -149,7 +149,7 @@ def _available_layers(source: Source, layout: str, window: LayerWindow) -> tuple
             raise ActivationsError(
                 f"{source.name} has the layers {layers_text(kept)}, and of none of them all "
                 f"{window.n_targets} targets: ask for fewer, with --n-targets, for the layer's own "
-                "with --first-target 0, or for --format samples"
+                "with --n-targets 1 --first-target 0, or for --format samples"
             )
         return layers
     layers = manifest.layers(DEFAULT_CONFIG)

@@ -165,8 +165,10 @@ def say_build(
     )
     if asked or DEFAULT_CONFIG in configs:
         return
-    kept = recipe.kept_layers
-    columns = f"['{x_name(kept[0])}', '{mlp_out_name(kept[min(1, len(kept) - 1)])}']"
+    # A layer with its first target; with its own MLP output, where no layer has targets.
+    layer = next(iter(_split_layers(recipe, n_targets)), recipe.kept_layers[0])
+    target = layer + 1 if _split_layers(recipe, n_targets) else layer
+    columns = f"['{x_name(layer)}', '{mlp_out_name(target)}']"
     instead = (
         f"load_dataset('{dataset}', '{ALL_LAYERS}', columns={columns}), load_activations, "
         "open_layer and Activations read layers without it"

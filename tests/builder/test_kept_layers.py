@@ -83,9 +83,9 @@ def test_default_without_a_split(make_small_store, tmp_path, capsys):
         build(store, tmp_path / "dataset", configs=["default"])
     assert not (tmp_path / "dataset").exists()
     build(store, tmp_path / "dataset")
-    assert "default is left out, because of the layers that were captured, 1,4" in (
-        capsys.readouterr().err
-    )
+    said = capsys.readouterr().err
+    assert "default is left out, because of the layers that were captured, 1,4, none has" in said
+    assert "columns=['x_01', 'mlp_out_01']" in said
 
 
 def test_default_alone(kept_store, tmp_path, vectors):
