@@ -10,7 +10,7 @@ import torch
 
 from capture.model.load import CaptureModel
 from capture.samples.queries import Query
-from capture.sink.chunk import COLUMNS, CapturedBatch
+from capture.sink.chunk import COLUMNS, Asked, CapturedBatch
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.formats.columns import SAMPLE
 from llava_amber_activations.store.layout import vector_names
@@ -143,10 +143,12 @@ def _records(
     digests: dict[int, str] = {}
     skipped: dict[int, str] = {}
     responses: dict[int, str] = {}
+    asked: dict[int, Asked] = {}
     for batch in batches:
         digests |= batch.prepared.digests
         skipped |= batch.prepared.skipped
         responses |= batch.responses
+        asked |= batch.asked
     n_rows = torch.bincount(sample, minlength=queries[-1].sample + 1).tolist()
     return [
         SampleRecord(
@@ -158,6 +160,7 @@ def _records(
             n_rows=n_rows[query.sample],
             error=skipped.get(query.sample),
             response=responses.get(query.sample),
+            **(vars(asked[query.sample]) if query.sample in asked else {}),
         )
         for query in queries
     ]

@@ -1,9 +1,9 @@
 """JSON from elsewhere, parsed once, at the edge, into dataclasses whose values are of their types.
 
 A dataclass's annotations say what a file must hold: `int` (no bool), `float`, `str`, `bool`,
-`X | None`, `Literal[…]`, `tuple[X, ...]`, `dict[str, X]` and other dataclasses. What annotations
-cannot say, such as ranges, its `__post_init__` checks. Keys that it has no field for are left
-aside: a newer minor version of a format adds some.
+`X | None`, `Literal[…]`, `tuple[X, ...]`, `dict[str, X]`, other dataclasses, and classes that read
+a form of their own by `of_json`. What annotations cannot say, such as ranges, its `__post_init__`
+checks. Keys that it has no field for are left aside: a newer minor version of a format adds some.
 """
 
 from __future__ import annotations
@@ -106,6 +106,11 @@ def _read(type_: Any, value: Any, refused: str, key: str) -> Any:
         if type(value) not in allowed:
             _refuse(refused, key, value, _EXPECTED[type_])
         return value
+    if hasattr(type_, "of_json"):
+        try:
+            return type_.of_json(value)
+        except ActivationsError as error:
+            raise ActivationsError(f"{refused}: {key!r} {error}") from None
     if dataclasses.is_dataclass(type_):
         return _read_dataclass(type_, value, refused, key)
     origin, args = get_origin(type_), get_args(type_)

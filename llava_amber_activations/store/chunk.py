@@ -8,7 +8,6 @@ captured with, the checksum of its features, whether the norms gave the MLPs wha
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +54,7 @@ def write_chunk(
         norms_agree: whether what the norms gave was what the MLPs received, where it was looked at.
         check: looks at all rows on their way.
     """
-    header: dict[str, Any] = {"samples": [dataclasses.asdict(record) for record in records]}
+    header: dict[str, Any] = {"samples": [record.to_json() for record in records]}
     optional = {
         "batch_size": batch_size,
         "features_sha256": features_sha256,

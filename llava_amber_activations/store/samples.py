@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, groupby, repeat
 from pathlib import Path
+from typing import Any, overload
 
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files.read_errors import read_errors
@@ -13,6 +17,78 @@ from llava_amber_activations.parsing.checked_values import INT32_MAX, check_numb
 from llava_amber_activations.parsing.typed_json import parse_json_object, read_object
 from llava_amber_activations.store.layout import is_finished, missing_chunks, read_recipe
 from llava_amber_activations.store.sums import SAMPLES_FILE, check_sums
+
+# Of a sample, in a file: no model reads more, and a run cannot be made to fill the memory.
+MOST_TOKENS = 1 << 24
+
+_TOKENS_FORM = "is no list of texts and of [text, how many times] pairs"
+
+
+@dataclass(frozen=True)
+class Tokens(Sequence[str]):
+    """The text of each token of a sample, by position; joined, they are the decoded text.
+
+    The hundreds of tokens that stand for a picture are one run: `tuple(tokens)` is all of them.
+
+    Attributes:
+        runs: a text that comes once, or a text and how many times it comes one after the other.
+    """
+
+    runs: tuple[str | tuple[str, int], ...]
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> Tokens:
+        """Return the tokens whose texts are `texts`."""
+        return cls._of_runs((text, 1) for text in texts)
+
+    @classmethod
+    def _of_runs(cls, runs: Iterable[tuple[str, int]]) -> Tokens:
+        joined = []
+        for text, same in groupby(runs, key=lambda run: run[0]):
+            times = sum(count for _, count in same)
+            # The same few thousand texts make up the tokens of any number of samples.
+            shared = sys.intern(text)
+            joined.append(shared if times == 1 else (shared, times))
+        return cls(tuple(joined))
+
+    @classmethod
+    def of_json(cls, value: object) -> Tokens:
+        """Return the tokens that `to_json` wrote.
+
+        Raises:
+            ActivationsError: it is no such list; the message goes on from what holds it.
+        """
+        runs, n_tokens = [], 0
+        for item in value if isinstance(value, list) else [None]:
+            text, times = item if isinstance(item, list) and len(item) == 2 else (item, 1)
+            if type(text) is not str or type(times) is not int or times < 1:
+                raise ActivationsError(_TOKENS_FORM)
+            n_tokens += times
+            runs.append((text, times))
+        if n_tokens > MOST_TOKENS:
+            raise ActivationsError(f"has {n_tokens} tokens, more than {MOST_TOKENS}")
+        return cls._of_runs(runs)
+
+    def to_json(self) -> list[object]:
+        """Return them as `samples.jsonl` has them: a run of equal ones is `[text, times]`."""
+        return [run if isinstance(run, str) else list(run) for run in self.runs]
+
+    def __len__(self) -> int:
+        return sum(1 if isinstance(run, str) else run[1] for run in self.runs)
+
+    def __iter__(self) -> Iterator[str]:
+        return chain.from_iterable(
+            (run,) if isinstance(run, str) else repeat(*run) for run in self.runs
+        )
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[str, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> str | tuple[str, ...]:
+        return tuple(self)[index]
 
 
 @dataclass(frozen=True)
@@ -26,6 +102,12 @@ class SampleRecord:
         n_rows: how many rows of the store are this sample's; 0 where it was skipped.
         error: why it was skipped, or None.
         response: what the model answered, where it was asked to.
+        prompt: what the model was asked, as its chat template has it, the picture still what stands
+            for it. None, as what follows, where the sample was skipped, and in stores of earlier
+            releases.
+        tokens: of the prompt and, after it, the response: their texts.
+        response_start: position of the response's first token, where there is a response; as many
+            as there are tokens where it has none.
     """
 
     sample: int
@@ -36,20 +118,31 @@ class SampleRecord:
     n_rows: int
     error: str | None = None
     response: str | None = None
+    prompt: str | None = None
+    tokens: Tokens | None = None
+    response_start: int | None = None
 
     def __post_init__(self) -> None:
         check_number("sample", self.sample, 0, INT32_MAX)
         check_number("id", self.id, -INT32_MAX - 1, INT32_MAX)
         check_number("n_rows", self.n_rows, 0, INT32_MAX)
         check_sha256("image_sha256", self.image_sha256)
+        check_number("response_start", self.response_start, 0, len(self.tokens or ()))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as a JSON object, without what is None and has None by default."""
+        fields = {
+            field.name: value
+            for field in dataclasses.fields(self)
+            if (value := getattr(self, field.name)) is not None or field.default is not None
+        }
+        if self.tokens is not None:
+            fields["tokens"] = self.tokens.to_json()
+        return fields
 
     def to_line(self) -> str:
-        """Return the record as one JSON line, without `error` or `response` where there is none."""
-        fields = dataclasses.asdict(self)
-        for name in ("error", "response"):
-            if fields[name] is None:
-                del fields[name]
-        return json.dumps(fields, ensure_ascii=False)
+        """Return the record as one JSON line."""
+        return json.dumps(self.to_json(), ensure_ascii=False)
 
 
 def read_samples(store: Path) -> list[SampleRecord]:

@@ -29,6 +29,10 @@ def make_store_1_0(store):
     """Turn a finished store into what format 1.0 would have written."""
     (store / "SHA256SUMS").unlink()
     (store / "norms.safetensors").unlink(missing_ok=True)
+    lines = (store / "samples.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
+    records = [{key: v for key, v in json.loads(s).items() if key in _RECORD_KEYS} for s in lines]
+    text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    (store / "samples.jsonl").write_text(text, encoding="utf-8")
     _write(store / "capture.json", _recipe(json.loads((store / "capture.json").read_text())))
     for path in (store / "chunks").iterdir():
         with safe_open(path, framework="pt") as file:
@@ -37,7 +41,7 @@ def make_store_1_0(store):
         digest = hashlib.sha256()
         for name in sorted(tensors):
             digest.update(tensors[name].contiguous().view(torch.uint8).numpy().data)
-        samples = [{key: record[key] for key in _RECORD_KEYS} for record in header["samples"]]
+        samples = [{key: record.get(key) for key in _RECORD_KEYS} for record in header["samples"]]
         text = json.dumps({"samples": samples, "sha256": digest.hexdigest()})
         save_file(tensors, path, metadata={"chunk": text})
     for path in (store / "features").glob("*"):

@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from llava_amber_activations.store.samples import read_samples
+
 N_NEW = 6
 
 
@@ -88,6 +90,18 @@ def test_responses_are_written_for_the_benchmark(generated_store, answers, refer
     assert json.loads((generated_store / "responses.json").read_text()) == [
         {"id": 101 + sample, "response": text} for sample, text in enumerate(texts)
     ]
+
+
+def test_tokens_of_the_responses(generated_store, answers, reference):
+    """After the prompt's, from `response_start` on: joined, the whole text that the model read."""
+    lines = [json.loads(s) for s in (generated_store / "samples.jsonl").read_text().splitlines()]
+    records = read_samples(generated_store)
+    for line, record, (ids, n_prompt, _) in zip(lines, records, answers, strict=True):
+        assert line["response_start"] == record.response_start == n_prompt
+        assert len(record.tokens) == len(ids)
+        decode = reference.processor.tokenizer.decode
+        assert "".join(record.tokens[:]) == decode(ids, skip_special_tokens=False)
+        assert decode(ids[:n_prompt]).startswith("".join(record.tokens[:n_prompt]))
 
 
 def test_no_responses_without_generation(last_store):

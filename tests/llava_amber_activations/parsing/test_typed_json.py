@@ -72,6 +72,19 @@ class Inner:
 
 
 @dataclass(frozen=True)
+class Own:
+    """What is written as a number, and held as that many letters."""
+
+    letters: str
+
+    @classmethod
+    def of_json(cls, value: object) -> Own:
+        if type(value) is not int:
+            raise ActivationsError("is no number of letters")
+        return cls("a" * value)
+
+
+@dataclass(frozen=True)
 class Outer:
     count: int
     name: str
@@ -82,6 +95,7 @@ class Outer:
     names: tuple[str, ...] = ()
     inners: dict[str, Inner] | None = None
     most: int | None = None
+    own: Own | None = None
 
 
 RIGHT = {
@@ -93,6 +107,7 @@ RIGHT = {
 def test_what_is_right():
     found = read_object(Outer, {**RIGHT, "added": [1]}, "F", "an outer")
     assert found == Outer(1, "n", 1.0, True, "a", Inner(0), ("x",), {"y": Inner(2)}, None)
+    assert read_object(Outer, {**RIGHT, "own": 3}, "F", "an outer").own == Own("aaa")
     assert read_object(Outer, {**RIGHT, "inners": None, "most": 3}, "F", "an outer").most == 3
 
 
@@ -115,6 +130,7 @@ def test_what_is_right():
         ("names", ["x", 3], "'names[1]' is 3, not text"),
         ("inners", [], "'inners' is a list, not an object"),
         ("inners", {"y": {"n": "z" * 99}}, "'inners.y.n' is 'zzz"),
+        ("own", "a", "'own' is no number of letters"),
         ("most", {}, "'most' is an object, not a whole number"),
     ],
 )

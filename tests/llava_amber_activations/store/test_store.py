@@ -6,6 +6,7 @@ import json
 import resource
 import subprocess
 from contextlib import contextmanager
+from itertools import groupby
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from llava_amber_activations import ActivationsError, Recipe
+from llava_amber_activations.parsing.typed_json import read_object
 from llava_amber_activations.store.chunk import Chunk, write_chunk
 from llava_amber_activations.store.finish import finish_store
 from llava_amber_activations.store.layout import (
@@ -26,7 +28,7 @@ from llava_amber_activations.store.layout import (
     read_recipe,
     write_recipe,
 )
-from llava_amber_activations.store.samples import SampleRecord, read_samples
+from llava_amber_activations.store.samples import SampleRecord, Tokens, read_samples
 
 RECIPE = Recipe(2, 3, 1, store_dtype="float32", n_samples=2, chunk_samples=2)
 
@@ -267,6 +269,52 @@ def test_a_damaged_list_of_samples(tmp_path):
         (tmp_path / "samples.jsonl").write_text(f"{record}\n{line}\n")
         with pytest.raises(ActivationsError, match=r"samples\.jsonl line 2"):
             read_samples(tmp_path)
+
+
+@given(st.lists(st.sampled_from(["<image>", "", "a", "é", "\u2028"]), max_size=30))
+def test_tokens_of_a_sample(texts):
+    """Any texts are the same after JSON, equal ones next to each other written once."""
+    tokens = Tokens.of(texts)
+    record = SampleRecord(0, 1, "1.jpg", "?", None, 1, tokens=tokens, response_start=len(texts))
+    value = json.loads(record.to_line())
+    found = read_object(SampleRecord, value, "F", "a sample")
+    assert found == record and hash(found) == hash(record)
+    assert (tuple(found.tokens), len(found.tokens)) == (tuple(texts), len(texts))
+    assert texts == list(found.tokens[:]) and found.tokens[1:3] == tuple(texts[1:3])
+    expected = [(text, len(list(same))) for text, same in groupby(texts)]
+    assert value["tokens"] == [text if n == 1 else [text, n] for text, n in expected]
+
+
+def test_a_picture_s_tokens_are_one_run(tmp_path, chunk):
+    """In a chunk too; and runs that another program did not join are the same tokens."""
+    tokens = Tokens.of(["<s>", *["<image>"] * 576, "A"])
+    record = dataclasses.replace(chunk[1][0], tokens=tokens, prompt="<image>A")
+    write_chunk(tmp_path / "chunk", chunk[0], [record, *chunk[1][1:]])
+    assert Chunk(tmp_path / "chunk").records[0] == record
+    with safe_open(tmp_path / "chunk", "pt") as file:
+        (written, _) = json.loads(file.metadata()["chunk"])["samples"]
+    assert written["tokens"] == ["<s>", ["<image>", 576], "A"]
+    apart = ["<s>", *[["<image>", 2]] * 287, "<image>", "<image>", "A"]
+    assert Tokens.of_json(apart) == tokens
+
+
+@pytest.mark.parametrize(
+    ("tokens", "said"),
+    [
+        ("ab", "'tokens' is no list of texts"),
+        ([1], "'tokens' is no list of texts"),
+        ([["a", 2, 3]], "'tokens' is no list of texts"),
+        ([["a", 0]], "'tokens' is no list of texts"),
+        ([["a", True]], "'tokens' is no list of texts"),
+        ([["a", 1 << 23], ["b", 1 << 23], "c"], "'tokens' has 16777217 tokens, more than 16777216"),
+        (["a"], "response_start must be from 0 to 1, got 2"),
+    ],
+)
+def test_tokens_that_are_none(tokens, said):
+    value = json.loads(SampleRecord(0, 1, "1.jpg", "?", None, 1).to_line())
+    with pytest.raises(ActivationsError, match=f"^F is not a sample: {said}"):
+        value |= {"tokens": tokens, "response_start": 2}
+        read_object(SampleRecord, value, "F", "a sample")
 
 
 def test_samples_of_a_newer_minor_version(tmp_path, chunk):
