@@ -136,7 +136,7 @@ def test_a_shuffled_stream_begins_without_reading_every_footer(
     monkeypatch.setattr("llava_amber_activations.streams.shard_stream._WINDOW_ROWS", 8)
     for n_shards in (10, 40):
         repo_id = of_many_shards(n_shards)
-        read_ahead._footer_on_hub.cache_clear()
+        read_ahead._packed_footer_on_hub.cache_clear()
         hub.reset_counts()
         batches = Activations(repo_id).batches(layer=30, batch_size=8, shuffle=True, seed=1)
         batches.load_state_dict({**batches.state_dict(), "rows_done": rows_done})

@@ -90,9 +90,30 @@ def test_what_goes_wrong_is_raised_in_its_turn():
         next(found)
 
 
-def test_footers_in_order_do_not_pile_up(tmp_path, monkeypatch):
+def test_a_packed_footer_is_the_footer(tmp_path, monkeypatch):
+    """Kept of the Hub's files, each of which is asked for once."""
+    path = tmp_path / "one.parquet"
+    pq.write_table(pa.table({"sample": [1, 2, 3]}), path, row_group_size=2)
+    asked = []
+
+    def footer(url):
+        asked.append(url)
+        return pq.read_metadata(path)
+
+    monkeypatch.setattr(read_ahead, "_footer", footer)
+    url = "hf://datasets/lab/packed@main/one.parquet"
+    for _ in range(2):
+        found = Shards([url]).footer(url)
+        assert found.equals(pq.read_metadata(path))
+        assert found.schema.to_arrow_schema() == pq.read_schema(path)
+    assert asked == [url]
+
+
+@pytest.mark.parametrize("most_open", [1, 4])
+def test_footers_do_not_pile_up(tmp_path, monkeypatch, most_open):
     """Each takes a megabyte where a shard is of all layers; all of them were kept."""
-    paths = [tmp_path / f"{number:02d}.parquet" for number in range(30)]
+    monkeypatch.setattr(read_ahead, "_MOST_FOOTERS", 8)
+    paths = [tmp_path / f"{number:02d}.parquet" for number in range(80)]
     for number, path in enumerate(paths):
         pq.write_table(pa.table({"sample": [number]}), path)
     footers = weakref.WeakSet()
@@ -103,7 +124,7 @@ def test_footers_in_order_do_not_pile_up(tmp_path, monkeypatch):
         return found
 
     monkeypatch.setattr(read_ahead, "_footer", kept)
-    shards = Shards(list(map(str, paths)), most_open=1)
+    shards = Shards(list(map(str, paths)), most_open=most_open)
     tables = read_in_order(
         shards, shards.row_groups(), lambda shard, number: shard.parquet.read_row_group(number)
     )
@@ -112,7 +133,7 @@ def test_footers_in_order_do_not_pile_up(tmp_path, monkeypatch):
     samples = [table["sample"][0].as_py() for table in tables]
     gc.collect()
     gc.unfreeze()
-    assert samples == list(range(30))
-    # Beside the last eight, what threads that are just ending have open.
-    assert len(footers) <= 16
+    assert samples == list(range(80))
+    # Beside the last eight, what at most eight threads have open.
+    assert len(footers) <= 8 + 8 * most_open
     assert shards.footer(str(paths[0])).num_rows == 1
