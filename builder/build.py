@@ -28,6 +28,8 @@ from builder.folder.unfinished import (
     unfinished_at,
     unfinished_folder,
 )
+from builder.samples.asked import NOTHING_ASKED, SamplesAsked, picture_bytes
+from builder.samples.write import NOTHING_JOINED, write_samples
 from builder.shards.plan import parse_shard_size
 from builder.shards.tasks import (
     ShardTask,
@@ -45,8 +47,8 @@ from llava_amber_activations.formats.dataset_folder import (
     ALL_LAYERS,
     DEFAULT_CONFIG,
     MANIFEST_FILE,
+    SAMPLES,
     BuiltFrom,
-    FileEntry,
     Manifest,
 )
 from llava_amber_activations.formats.layers import LayerWindow, layers_text
@@ -66,6 +68,7 @@ def build(
     n_targets: int | None = None,
     configs: Sequence[str] | None = None,
     max_shard_size: str = DEFAULT_SHARD_SIZE,
+    samples: SamplesAsked = NOTHING_ASKED,
     num_proc: int = 1,
     force: bool = False,
     ranks: Ranks = ALONE,
@@ -82,6 +85,7 @@ def build(
         configs: `default` (which brings `L0` … with it), `all_layers` or both. If None, both; or
             `all_layers` alone, where `default` would be over 20 GB before compression.
         max_shard_size: most bytes of a Parquet file before compression, such as `500MB`.
+        samples: what config `samples` holds beside what the store says: pictures.
         num_proc: shards written at once, or more where there are cores for it: up to four by
             threads, more by processes.
         force: go on where the disk has less room than the folder will surely take.
@@ -91,7 +95,7 @@ def build(
     Raises:
         ActivationsError: the store is unfinished or damaged, or `dataset` holds something, or
             finished shards of another build are kept beside it, or its disk has too little room,
-            or the extra `figures` is not installed.
+            or the extra `figures` is not installed, or what `samples` names does not fit the store.
     """
     check_configs(BUILT_CONFIGS if configs is None else configs)
     shard_bytes = parse_shard_size(max_shard_size)
@@ -105,7 +109,13 @@ def build(
     asked = configs is not None
     configs = configs_to_build(recipe, sum(rows), n_targets, configs)
     contents = store_contents(store, recipe, records)
-    built_from = BuiltFrom(contents.sha256, tuple(sorted(set(configs))), shard_bytes)
+    built_from = BuiltFrom(
+        store_sha256=contents.sha256,
+        configs=tuple(sorted(set(configs))),
+        max_shard_bytes=shard_bytes,
+        pictures=samples.image_dir is not None,
+        picture_size=samples.picture_size,
+    )
     finished = _finished(dataset, built_from, window.n_targets)
     if finished is not None:
         # A run that was killed after its last deed leaves its lock, and what it had kept.
@@ -114,7 +124,7 @@ def build(
         return finished
     check_free(dataset)
     planned = recipe, sum(rows), n_targets, configs
-    check_build_room(dataset, *planned, force=force)
+    check_build_room(dataset, *planned, picture_bytes(samples, records), force=force)
     norms = read_store_norms(store, recipe)
     tasks = _plan_vectors(contents, rows, window, recipe.kept_layers, configs, shard_bytes)
     every: list[tuple[Contents, list[ShardTask], str]] = [(contents, tasks, "build")]
@@ -149,12 +159,15 @@ def build(
                 "are right are kept"
             )
         folder, finished_shards = begun.folder, begun.finished
+        launch = None
         if ranks.world_size > 1:
             launch = launched.enter_context(begun_launch(begun.ranks))
+        # First, because a picture that is not the one that was captured ends the build.
+        files = write_samples(folder, records, NOTHING_JOINED, samples, recipe.n_layers)
+        if launch is not None:
             make_mine(begun)
             wait_for_others(begun.ranks, launch, ranks)
             finished_shards = dataclasses.replace(finished_shards, are_checked=True)
-        files: dict[str, FileEntry] = {}
         moments: dict[str, VectorMoments] = {}
         for what, of_all, label in every:
             entries, of_vectors = write_shards(
@@ -233,6 +246,8 @@ def _finished(dataset: Path, built_from: BuiltFrom, n_targets: int) -> Manifest 
     manifest = open_source(dataset).manifest
     if (manifest.built_from, manifest.n_targets) != (built_from, n_targets):
         return None
+    if SAMPLES not in manifest.all_configs:
+        return None  # of a release that did not write it
     for path, entry in manifest.files.items():
         file = dataset / path
         if not file.is_file() or file.stat().st_size != entry.bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from builder.asked.files_to_take import check_pt_folder
@@ -15,6 +15,7 @@ from builder.pt.export_note import EXPORT_FILE, ExportNote, read_note
 from builder.pt.layers_folder import LayersFolder, scan_layers
 from builder.pt.layers_layout import is_layers_layout
 from builder.pt.samples_folder import SamplesFolder, scan_samples
+from builder.samples.write import write_counted_samples
 from builder.shards.plan import parse_shard_size
 from builder.shards.side_by_side import write_side_by_side
 from builder.shards.tasks import (
@@ -115,7 +116,7 @@ def _import_layers(
         *_unchecked(contents.n_unchecked),
     ]
     recipe = _recipe(note, "layers", contents, contents.n_targets, len(rows))
-    return _write(dataset, contents, tasks, num_proc, recipe, sum(rows), warnings)
+    return _write(dataset, contents, tasks, num_proc, recipe, dict(enumerate(rows)), warnings)
 
 
 def _assumed(contents: LayersFolder, n_layers: int | None, first_target: int | None) -> list[str]:
@@ -174,7 +175,8 @@ def _import_samples(
         tasks += plan_features(contents, rows, layer, shard_bytes)
     recipe = _recipe(note, "samples", contents, 1, len(rows))
     warnings = _unchecked(contents.n_unchecked)
-    return _write(dataset, contents, tasks, num_proc, recipe, sum(rows), warnings)
+    counts = dict(zip(contents.files, rows, strict=True))
+    return _write(dataset, contents, tasks, num_proc, recipe, counts, warnings)
 
 
 def _write(
@@ -183,16 +185,17 @@ def _write(
     tasks: Sequence[ShardTask],
     num_proc: int,
     recipe: Recipe,
-    n_rows: int,
+    rows_of_samples: Mapping[int, int],
     warnings: Sequence[str],
 ) -> Manifest:
     with new_folder(dataset) as partial:
         files, moments = write_side_by_side(partial, contents, tasks, num_proc, "import")
+        files |= write_counted_samples(partial, rows_of_samples, recipe.n_layers)
         manifest = Manifest(
             recipe=recipe,
             dtype=contents.dtype,
             n_targets=recipe.n_targets,
-            n_rows=n_rows,
+            n_rows=sum(rows_of_samples.values()),
             files=files,
             warnings=tuple(warnings),
         )

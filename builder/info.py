@@ -111,7 +111,7 @@ class DatasetInfo:
         if DEFAULT_CONFIG in manifest.configs or ALL_LAYERS in manifest.configs:
             window = LayerWindow(recipe.n_layers, manifest.n_targets)
             lines.append(("targets", _target_counts(window, recipe)))
-        for config in manifest.configs:
+        for config in manifest.all_configs:
             splits = manifest.splits(config)
             size = sum(manifest.bytes_of(paths) for paths in splits.values())
             names = list(splits)
@@ -142,7 +142,7 @@ class DatasetInfo:
                     }
                     for split, paths in manifest.splits(config).items()
                 }
-                for config in manifest.configs
+                for config in manifest.all_configs
             },
             "bytes": manifest.bytes_of(list(manifest.files)),
             "x_sites": list(readable_sites(manifest.recipe, has_norms=self.has_norms)),

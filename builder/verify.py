@@ -17,6 +17,7 @@ from builder.contents.chunk_checks import check_chunks
 from builder.contents.store_features import features_contents
 from builder.contents.store_rows import store_contents
 from builder.folder.shard_facts import check_shards
+from builder.samples.check import check_samples
 from llava_amber_activations.console.progress import Progress
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files.checksums import sha256_of
@@ -36,6 +37,7 @@ from llava_amber_activations.formats.dataset_folder import (
     MANIFEST_FILE,
     NORMS_FILE,
     REMEDY,
+    SAMPLES,
     STATISTICS_FILE,
 )
 from llava_amber_activations.formats.layers import LayerWindow, split_name
@@ -110,6 +112,9 @@ def _verify_folder(folder: Path) -> Verified:
         read_norms(source)
     checks = ["checksums", "row counts", "finite values"]
     manifest = source.manifest
+    if SAMPLES in manifest.all_configs:
+        check_samples(source)
+        checks.append(f"{SAMPLES} are those of the rows")
     n_rows = sum(
         manifest.rows_of(shards)
         for config in manifest.configs

@@ -90,7 +90,11 @@ class Activations:
 
     @cached_property
     def samples(self) -> pa.Table:
-        """What is known of each sample that has rows: `sample`, `id`, `image`, `n_rows`.
+        """What is known of each sample: the dataset's config `samples`, but for its pictures.
+
+        Of every sample of the query file, those that were skipped (`n_rows` 0, and why in `error`)
+        too. A dataset that has no such config gives `sample`, `id`, `image` and `n_rows` of the
+        samples that have rows.
 
         Raises:
             ActivationsError: a shard is missing or damaged.

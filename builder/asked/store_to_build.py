@@ -12,6 +12,7 @@ from builder.asked.new_place import (
     check_figures,
     check_free,
 )
+from builder.samples.asked import NOTHING_ASKED, SamplesAsked, picture_bytes
 from builder.shards.plan import parse_shard_size
 from llava_amber_activations.console.sizes import readable_size
 from llava_amber_activations.console.verbosity import note
@@ -58,18 +59,20 @@ def check_build(
     n_targets: int | None,
     configs: Sequence[str] | None,
     max_shard_size: str,
+    samples: SamplesAsked = NOTHING_ASKED,
     *,
     force: bool = False,
 ) -> None:
     """Check what can be checked of a build before its tools are loaded.
 
     Args:
-        configs: as `build` takes them.
+        configs, samples: as `build` takes them.
         force: go on where the disk has too little room.
 
     Raises:
-        ActivationsError: the options are not right, the store is none or unfinished, something is
-            in the way at `dataset`, or its disk has too little room.
+        ActivationsError: the options are not right, the store is none or unfinished, a picture
+            that is asked for is missing, something is in the way at `dataset`, or its disk
+            has too little room.
     """
     check_configs(BUILT_CONFIGS if configs is None else configs)
     parse_shard_size(max_shard_size)
@@ -82,13 +85,15 @@ def check_build(
     recipe = read_recipe(store)
     if n_targets is not None:
         check_n_targets(n_targets, recipe.n_layers)
-    rows = sum(record.n_rows for record in read_samples(store))
+    records = read_samples(store)
+    rows = sum(record.n_rows for record in records)
     if (dataset / MANIFEST_FILE).is_file():
         return  # built already, perhaps from this store
     check_free(dataset)
     check_figures()
     configs = configs_to_build(recipe, rows, n_targets, configs)
-    check_build_room(dataset, recipe, rows, n_targets, configs, force=force)
+    n_picture_bytes = picture_bytes(samples, records)
+    check_build_room(dataset, recipe, rows, n_targets, configs, n_picture_bytes, force=force)
 
 
 def configs_to_build(
@@ -122,17 +127,21 @@ def check_build_room(
     rows: int,
     n_targets: int | None,
     configs: Sequence[str],
+    n_picture_bytes: int,
     *,
     force: bool,
 ) -> None:
     """Check that the disk has room for what a build writes at least, beside what is kept of it.
+
+    Args:
+        n_picture_bytes: of the pictures that are written as they are.
 
     Raises:
         ActivationsError: it has not, and `force` is not set.
     """
     share = LEAST_SHARE[dataset_dtype(recipe.store_dtype)]
     kept = bytes_kept(dataset)
-    least = share * raw_bytes(recipe, rows, n_targets, configs) - kept
+    least = share * raw_bytes(recipe, rows, n_targets, configs) + n_picture_bytes - kept
     rest = "the rest of " if kept else ""
     what = f"{rest}a dataset folder of {rows} rows ({','.join(configs)})"
     check_room(dataset, least, what, force=force)

@@ -31,6 +31,29 @@ def build(
         ),
     ] = None,
     max_shard_size: MaxShardSize = "500MB",
+    embed_pictures: Annotated[
+        bool,
+        typer.Option(
+            "--embed-pictures",
+            help="Put the pictures into config samples. Who publishes the folder then publishes "
+            "them, too: see that their licences allow it.",
+        ),
+    ] = False,
+    image_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --embed-pictures, which needs it: folder of the pictures.",
+            show_default="none",
+        ),
+    ] = None,
+    picture_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="With --embed-pictures: longest side in pixels, as JPEG.",
+            show_default="the files as they are",
+        ),
+    ] = None,
     num_proc: NumProc = 1,
     force: Annotated[
         bool, typer.Option("--force", help="Go on where the disk has too little room.")
@@ -38,9 +61,15 @@ def build(
 ) -> None:
     """Build a dataset folder, which load_dataset opens, from a capture store."""
     from builder.asked.store_to_build import check_build
+    from builder.samples.asked import SamplesAsked
 
+    if embed_pictures and image_dir is None:
+        raise typer.BadParameter("--embed-pictures needs --image-dir")
+    if not embed_pictures and (image_dir is not None or picture_size is not None):
+        raise typer.BadParameter("--image-dir and --picture-size go with --embed-pictures")
+    samples = SamplesAsked(image_dir, picture_size)
     names = None if configs is None else [name.strip() for name in configs.split(",")]
-    check_build(store, dataset, n_targets, names, max_shard_size, force=force)
+    check_build(store, dataset, n_targets, names, max_shard_size, samples, force=force)
     from builder.build import build as build_folder
     from builder.folder.ranks import ranks_of_launch
     from builder.folder.unfinished import said_kept
@@ -55,6 +84,7 @@ def build(
             n_targets=n_targets,
             configs=names,
             max_shard_size=max_shard_size,
+            samples=samples,
             num_proc=num_proc,
             force=force,
             ranks=ranks,

@@ -14,8 +14,10 @@ import pyarrow.parquet as pq
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from builder.folder.provenance import Origin, benchmark_of, model_of, public_recipe
+from builder.samples.meanings import meaning_of, readable_type
 from llava_amber_activations.console.sizes import readable_size
 from llava_amber_activations.files.whole import write_text
+from llava_amber_activations.formats.columns import PICTURE, SAMPLE_COLUMNS
 from llava_amber_activations.formats.dataset_folder import (
     ALL_LAYERS,
     CARD_FILE,
@@ -24,6 +26,8 @@ from llava_amber_activations.formats.dataset_folder import (
     ENERGY_FIGURE,
     NORMS_FILE,
     RMS_FIGURE,
+    SAMPLES,
+    SAMPLES_SPLIT,
     Manifest,
 )
 from llava_amber_activations.formats.layers import (
@@ -117,6 +121,7 @@ def card_text(folder: Path, manifest: Manifest, repo_id: str) -> str:
         rms_figure=RMS_FIGURE,
         energy_figure=ENERGY_FIGURE,
         norms=NORMS_FILE if NORMS_FILE in manifest.files else None,
+        **_samples(folder, manifest),
     )
     return str(DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{text}"))
 
@@ -146,7 +151,7 @@ def card_configs(manifest: Manifest) -> dict[str, dict[str, list[str]]]:
     `load_dataset(repo, split="L5")` downloads every split's files and `load_dataset(repo, "L5")`
     one layer's.
     """
-    configs = {config: manifest.splits(config) for config in manifest.configs}
+    configs = {config: manifest.splits(config) for config in manifest.all_configs}
     for split, paths in configs.get(DEFAULT_CONFIG, {}).items():
         configs[split] = {split: paths}
     return configs
@@ -156,6 +161,8 @@ def _configs(manifest: Manifest) -> list[dict[str, Any]]:
     return [
         {
             "config_name": config,
+            # What `load_dataset(repo)` opens where no config is named `default`.
+            **({"default": True} if config == _unnamed(manifest) else {}),
             # datasets names its cache of a local folder after what the card says: a folder built
             # anew in the same place must say something else.
             "description": f"contents {_digest(manifest, splits)}",
@@ -166,6 +173,11 @@ def _configs(manifest: Manifest) -> list[dict[str, Any]]:
         }
         for config, splits in card_configs(manifest).items()
     ]
+
+
+def _unnamed(manifest: Manifest) -> str | None:
+    """Return the config of vectors that stands for the default one, where there is none."""
+    return None if DEFAULT_CONFIG in manifest.configs else next(iter(manifest.configs), None)
 
 
 def _digest(manifest: Manifest, splits: dict[str, list[str]]) -> str:
@@ -193,10 +205,29 @@ def _dataset_infos(folder: Path, manifest: Manifest) -> datasets.info.DatasetInf
     return infos
 
 
+def _samples(folder: Path, manifest: Manifest) -> dict[str, Any]:
+    """Return what the card says of config `samples`: the columns that were joined, the pictures."""
+    paths = manifest.shards(SAMPLES, SAMPLES_SPLIT)
+    schema = pq.read_schema(folder / paths[0]) if paths else []
+    size = None if manifest.built_from is None else manifest.built_from.picture_size
+    shown = "the picture's file"
+    if size is not None:
+        shown = f"the picture as JPEG, its longest side {size} pixels or less"
+    return {
+        "samples": bool(paths),
+        "joined": [
+            (field.name, readable_type(field.type), meaning_of(field.name))
+            for field in schema
+            if field.name not in (*SAMPLE_COLUMNS, PICTURE)
+        ],
+        "pictures": shown if any(field.name == PICTURE for field in schema) else None,
+    }
+
+
 def _sizes(manifest: Manifest) -> list[dict[str, Any]]:
     """Return a line for each config whose files are its own."""
     lines = []
-    for config in manifest.configs:
+    for config in manifest.all_configs:
         splits = manifest.splits(config)
         names = list(splits)
         paths = [path for split in splits.values() for path in split]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -67,14 +67,33 @@ class _HashedFile:
         return self._digest.hexdigest()
 
 
-class ShardWriter:
-    """An open shard; `entry` is there once it is closed.
+def vector_encoding(schema: pa.Schema) -> dict[str, Any]:
+    """Return how shards of vectors are encoded, as `pq.ParquetWriter` takes it.
 
     Vectors are byte-stream-split and compressed with zstd level 1: their high bytes repeat and
     their low bytes do not, and neither a dictionary nor minima and maxima say anything of them.
     """
+    return {
+        "compression_level": 1,
+        "use_dictionary": False,
+        "column_encoding": {
+            path: "BYTE_STREAM_SPLIT" for field in schema if (path := _vector_path(field))
+        },
+        "write_statistics": [field.name for field in schema if not _vector_path(field)],
+    }
 
-    def __init__(self, file: Any, schema: pa.Schema) -> None:
+
+class ShardWriter:
+    """An open shard; `entry` is there once it is closed.
+
+    Args:
+        encoding: what `pq.ParquetWriter` is to know beside zstd; `vector_encoding` where it is
+            None.
+    """
+
+    def __init__(
+        self, file: Any, schema: pa.Schema, encoding: Mapping[str, Any] | None = None
+    ) -> None:
         self._sink = _HashedFile(file)
         self._schema = schema
         self._group_rows: list[int] = []
@@ -83,15 +102,10 @@ class ShardWriter:
             self._arrow_file,
             schema,
             compression="zstd",
-            compression_level=1,
-            use_dictionary=False,
-            column_encoding={
-                path: "BYTE_STREAM_SPLIT" for field in schema if (path := _vector_path(field))
-            },
-            write_statistics=[field.name for field in schema if not _vector_path(field)],
             # zstd's frames have no checksum here, and a flipped byte of what does not compress
             # would pass for another value.
             write_page_checksum=True,
+            **(vector_encoding(schema) if encoding is None else encoding),
         )
 
     def write_group(self, columns: list[pa.Array]) -> None:
@@ -124,10 +138,12 @@ def _vector_path(field: pa.Field) -> str | None:
 
 
 @contextmanager
-def open_shard(path: Path, schema: pa.Schema) -> Iterator[ShardWriter]:
+def open_shard(
+    path: Path, schema: pa.Schema, encoding: Mapping[str, Any] | None = None
+) -> Iterator[ShardWriter]:
     """Open a shard to write; it appears at `path` when the block ends without an error."""
     with written_whole(path) as partial, partial.open("wb") as file:
-        writer = ShardWriter(file, schema)
+        writer = ShardWriter(file, schema, encoding)
         try:
             yield writer
         finally:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import struct
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -12,14 +10,13 @@ from typing import Protocol
 
 from PIL import Image
 
-from capture.samples.picture_decoding import UnusablePictureError, check_usable, decode_picture
 from capture.samples.queries import Query
 from llava_amber_activations.errors import ActivationsError
-
-# What Pillow raises of a damaged file: which one, depends on the format and on the wrong byte.
-PICTURE_ERRORS = (
-    *(OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, OverflowError, EOFError),
-    *(struct.error, zlib.error, MemoryError, Image.DecompressionBombError),
+from llava_amber_activations.parsing.picture_decoding import (
+    PICTURE_ERRORS,
+    UnusablePictureError,
+    check_usable,
+    decode_picture,
 )
 
 

@@ -1,7 +1,7 @@
-"""The columns that a row has beside its vectors: their names, and the codes of `kind`.
+"""The columns that a row has beside its vectors, and those of a sample; the codes of `kind`.
 
-A store holds them as int32 tensors of the same names, a dataset folder as columns; `id` and `image`
-are a sample's, and stand in a store's records.
+A store holds a row's as int32 tensors of the same names, a dataset folder as columns; `id` and
+`image` are a sample's, and stand in a store's records.
 """
 
 from __future__ import annotations
@@ -19,6 +19,13 @@ STRINGS = (IMAGE, KIND)
 INTEGERS = tuple(name for name in LEADING if name not in STRINGS)
 # What a batch carries of a row, as numbers: `kind` as its code.
 NUMBERED = tuple(name for name in LEADING if name != IMAGE)
+
+# Of a sample, in config `samples`.
+QUERY, PROMPT, RESPONSE, N_ROWS = "query", "prompt", "response", "n_rows"
+IMAGE_SHA256, ERROR, TOKENS, PICTURE = "image_sha256", "error", "tokens", "picture"
+SAMPLE_COLUMNS = (
+    *(SAMPLE, ID, IMAGE, QUERY, PROMPT, RESPONSE, N_ROWS, IMAGE_SHA256, ERROR, TOKENS),
+)
 
 ROW_TENSORS = (SAMPLE, POSITION, TOKEN_ID)
 # Stores that other programs write may lack these; -1 then stands for every row.

@@ -5,6 +5,7 @@ DATASET/
   data/L0-00000-of-00002.parquet …         config default (and L0, L1, …)
   all_layers/train-00000-of-00002.parquet  config all_layers, split train
   clt_features/L0-00000-of-00001.parquet   config clt_features
+  samples/train-00000-of-00001.parquet     config samples, split train: a row a sample, no vectors
   statistics.safetensors                   moments of every layer's vectors
   norms.safetensors                        the norms before the MLPs, where `x` is `resid_mid`
   figures/rms.png, figures/energy.png      what the card shows of them
@@ -44,8 +45,17 @@ DEFAULT_CONFIG = "default"
 ALL_LAYERS = "all_layers"
 CLT_FEATURES = "clt_features"
 ALL_LAYERS_SPLIT = "train"
+SAMPLES = "samples"
+SAMPLES_SPLIT = "train"
 
-CONFIG_DIRS = {DEFAULT_CONFIG: "data", ALL_LAYERS: "all_layers", CLT_FEATURES: "clt_features"}
+# In the order of the card.
+CONFIG_DIRS = {
+    SAMPLES: "samples",
+    DEFAULT_CONFIG: "data",
+    ALL_LAYERS: "all_layers",
+    CLT_FEATURES: "clt_features",
+}
+_OF_ONE_SPLIT = (CONFIG_DIRS[SAMPLES], CONFIG_DIRS[ALL_LAYERS])
 
 # What to do about a file of a dataset that is missing or damaged.
 REMEDY = "build or download the dataset again"
@@ -95,15 +105,20 @@ class BuiltFrom:
         store_sha256: one checksum of all that the capture store holds.
         configs: that were asked for.
         max_shard_bytes: most bytes of a shard before compression.
+        pictures: whether the pictures are in it; `picture_size` is the longest side of each, None
+            where they are the files' own bytes.
     """
 
     store_sha256: str
     configs: tuple[str, ...]
     max_shard_bytes: int
+    pictures: bool = False
+    picture_size: int | None = None
 
     def __post_init__(self) -> None:
         check_sha256("store_sha256", self.store_sha256)
         check_number("max_shard_bytes", self.max_shard_bytes, 1, INT64_MAX)
+        check_number("picture_size", self.picture_size, 1, INT64_MAX)
 
 
 @dataclass(frozen=True)
@@ -114,7 +129,7 @@ class Manifest:
         recipe: how the activations were made.
         dtype: float type of the vectors in the Parquet files.
         n_targets: how many targets the default config gives a layer.
-        n_rows: rows of every split.
+        n_rows: rows of every split of vectors.
         files: by path relative to the folder.
         warnings: what `build` or `import` had to leave out, in sentences.
         built_from: the store and the options of `build`; None after an import, and in format 1.0.
@@ -144,10 +159,10 @@ class Manifest:
         if folder not in CONFIG_DIRS.values():
             return
         match = _SHARD.fullmatch(path)
-        is_all_layers = folder == CONFIG_DIRS[ALL_LAYERS]
-        if match is None or (match["split"] == ALL_LAYERS_SPLIT) != is_all_layers:
+        of_one_split = folder in _OF_ONE_SPLIT
+        if match is None or (match["layer"] is None) != of_one_split:
             raise ActivationsError(f"{path!r} is in the folder of a config, and no shard of it")
-        if not is_all_layers and int(match["layer"]) >= self.recipe.n_layers:
+        if not of_one_split and int(match["layer"]) >= self.recipe.n_layers:
             raise ActivationsError(
                 f"{path!r} is of a layer that the model, of {self.recipe.n_layers}, does not have"
             )
@@ -203,7 +218,12 @@ class Manifest:
 
     @property
     def configs(self) -> list[str]:
-        """The configs that the folder holds, of `default`, `all_layers` and `clt_features`."""
+        """The configs of vectors that the folder holds."""
+        return [config for config in self.all_configs if config != SAMPLES]
+
+    @property
+    def all_configs(self) -> list[str]:
+        """The configs that the folder holds: `samples`, which has no vectors, and `configs`."""
         return [config for config in CONFIG_DIRS if self.splits(config)]
 
     def rows_of(self, paths: list[str]) -> int:

@@ -3,6 +3,7 @@
     default, L0 … L30   LEADING, x [H], targets [n, H]
     all_layers          LEADING, x_00 … [H], mlp_out_00 … [H]
     clt_features        sample, features [F]
+    samples             SAMPLE_COLUMNS, whatever was joined to them, and picture where asked for
 
 How a vector lies in a column, `arrow_vectors` says; its feature type in `datasets` is chosen by
 `features_of` alone.
@@ -18,7 +19,19 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from llava_amber_activations.formats.arrow_vectors import targets_type, vector_type
-from llava_amber_activations.formats.columns import FEATURES, LEADING, SAMPLE, STRINGS, TARGETS, X
+from llava_amber_activations.formats.columns import (
+    FEATURES,
+    ID,
+    LEADING,
+    N_ROWS,
+    PICTURE,
+    SAMPLE,
+    SAMPLE_COLUMNS,
+    STRINGS,
+    TARGETS,
+    TOKENS,
+    X,
+)
 from llava_amber_activations.formats.recipe import MOST_LAYERS
 from llava_amber_activations.formats.version import FORMAT_VERSION, check_format_version
 from llava_amber_activations.parsing.checked_values import check_number
@@ -76,11 +89,34 @@ def clt_features_schema(n_features: int, dtype: str, n_layers: int) -> pa.Schema
     return _with_metadata(pa.schema(fields), n_layers)
 
 
+def samples_schema(n_layers: int, joined: pa.Schema, *, pictures: bool) -> pa.Schema:
+    """Return the schema of config `samples`, in which null stands for what nobody knows.
+
+    Args:
+        joined: of the columns that were joined to the samples' own.
+        pictures: whether each sample's picture is a column, last.
+    """
+    types = {
+        **dict.fromkeys(SAMPLE_COLUMNS, pa.string()),
+        **dict.fromkeys((SAMPLE, ID, N_ROWS), pa.int32()),
+        TOKENS: pa.list_(pa.string()),
+    }
+    always = (SAMPLE, N_ROWS)
+    fields = [pa.field(name, types[name], name not in always) for name in SAMPLE_COLUMNS]
+    fields += list(joined)
+    if pictures:
+        fields.append(pa.field(PICTURE, pa.struct({"bytes": pa.binary(), "path": pa.string()})))
+    return _with_metadata(pa.schema(fields), n_layers)
+
+
 def features_of(schema: pa.Schema) -> datasets.Features:
     """Return the `datasets` features of a schema: the one place where their types are chosen."""
     import datasets  # Reading batches does without it, and half a second sooner.
 
-    return datasets.Features.from_arrow_schema(schema.remove_metadata())
+    features = datasets.Features.from_arrow_schema(schema.remove_metadata())
+    if PICTURE in features:
+        features[PICTURE] = datasets.Image()
+    return features
 
 
 def _with_metadata(schema: pa.Schema, n_layers: int) -> pa.Schema:

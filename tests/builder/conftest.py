@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from builder.build import build
+from llava_amber_activations.files.checksums import sha256_of
 from llava_amber_activations.formats.recipe import Recipe
 from llava_amber_activations.store.chunk import write_chunk
 from llava_amber_activations.store.finish import finish_store
@@ -19,7 +20,10 @@ LENGTHS = (3, 1, 0, 3, 2)
 def make_small_store():
     """Function that writes a finished store: 4 layers, 8 wide, 5 samples, 9 rows, 3 chunks."""
 
-    def make(store, dtype="float32", scale=1.0, n_layers=N_LAYERS, layers=None):
+    def make(store, dtype="float32", scale=1.0, n_layers=N_LAYERS, layers=None, image_dir=None):
+        def digest(image):
+            return sha256_of(image_dir / image) if image_dir else "0" * 64
+
         recipe = Recipe(
             n_layers=n_layers,
             layers=layers,
@@ -53,7 +57,7 @@ def make_small_store():
                     id=101 + sample,
                     image=f"AMBER_{1 + sample}.jpg",
                     query="Describe this image.",
-                    image_sha256="0" * 64,
+                    image_sha256=digest(f"AMBER_{1 + sample}.jpg"),
                     n_rows=LENGTHS[sample],
                     error=None if LENGTHS[sample] else "the picture cannot be read",
                 )

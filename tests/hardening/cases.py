@@ -74,13 +74,18 @@ KINDS = {
         (
             ("all_layers/*.parquet", "parquet_footer"),
             ("data/*.parquet", "parquet_footer"),
+            ("samples/*.parquet", "parquet_footer"),
             ("*/*.parquet", "parquet_footer"),
         ),
         True,
     ),
     "Parquet pages": Kind(
         ("dataset", "own"),
-        (("all_layers/*.parquet", "parquet_pages"), ("*/*.parquet", "parquet_pages")),
+        (
+            ("all_layers/*.parquet", "parquet_pages"),
+            ("samples/*.parquet", "parquet_pages"),
+            ("*/*.parquet", "parquet_pages"),
+        ),
         True,
     ),
     "statistics.safetensors": Kind(

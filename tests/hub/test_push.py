@@ -353,7 +353,7 @@ def test_card_is_valid_yaml_of_the_hub(pushed):
     """The card on the Hub parses and names every config, its splits and their rows."""
     card = DatasetCard.load(pushed)
     configs = {config["config_name"] for config in card.data.to_dict()["configs"]}
-    assert configs == {"default", "all_layers", *(f"L{layer}" for layer in range(31))}
+    assert configs == {"samples", "default", "all_layers", *(f"L{layer}" for layer in range(31))}
     infos = {info["config_name"]: info for info in card.data.to_dict()["dataset_info"]}
     assert {split["num_examples"] for split in infos["default"]["splits"]} == {200}
     assert card.data.size_categories == ["n<1K"]

@@ -13,21 +13,25 @@ README = Path(__file__).parents[2] / "README.md"
 
 
 def blocks_of(section):
-    """The bash and Python blocks of a section, in order."""
+    """The bash and Python blocks of a section, in order, each with what it is said to print."""
     text = README.read_text(encoding="utf-8")
     body = re.search(rf"^## {re.escape(section)}$(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
     assert body, f"the README has no section {section}"
-    return re.findall(r"^```(bash|python)\n(.*?)^```$", body[1], re.MULTILINE | re.DOTALL)
+    block = r"^```(bash|python)\n(.*?)^```$(?:\s*^```text\n(.*?)^```$)?"
+    return re.findall(block, body[1], re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.parametrize("section", ["Read", "The Hub", "To `.pt` and back"])
 def test_section(hub, narrow_dataset, tmp_path, section):
-    """Every block ends without an error, in a folder that holds `dataset` and nothing else."""
+    """Every block ends without an error, in a folder that holds `dataset` and nothing else.
+
+    What the README says that a block prints, it prints.
+    """
     shutil.copytree(narrow_dataset, tmp_path / "dataset")
     blocks = blocks_of(section)
     assert blocks
     bin_folder = Path(sys.executable).parent
-    for language, block in blocks:
+    for language, block, printed in blocks:
         runner = {"bash": ["bash", "-e"], "python": [sys.executable]}[language]
         result = subprocess.run(
             runner,
@@ -40,6 +44,8 @@ def test_section(hub, narrow_dataset, tmp_path, section):
             timeout=300,
         )
         assert result.returncode == 0, f"{block}\n{result.stderr}"
+        if printed:
+            assert result.stdout.strip() == printed.strip(), block
 
 
 def test_links_lead_somewhere():

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from collections import Counter
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -37,13 +39,31 @@ def test_what_it_says(acts, all_store, read_store):
     assert acts.layers == tuple(range(31))
     assert acts.n_rows == len(tensors["sample"])
     assert acts.recipe.n_layers == 32 and acts.recipe.positions == "all"
-    assert acts.samples.column_names == ["sample", "id", "image", "n_rows"]
+    assert {"sample", "id", "image", "query", "n_rows"} <= set(acts.samples.column_names)
     samples = acts.samples.to_pylist()
     assert {row["sample"]: row["n_rows"] for row in samples} == counts
     assert samples[0]["image"].endswith(".jpg")
     mean = tensors["x_05"].double().mean(dim=0)
     torch.testing.assert_close(acts.statistics.x_mean[5].double(), mean, rtol=1e-4, atol=1e-6)
     assert f"{acts.n_rows} rows of 8 samples" in repr(acts)
+
+
+def test_tokens_are_those_of_the_rows(acts, all_dataset):
+    """By position: every patch is the image token, and in all of them the query is read."""
+    paths = sorted((all_dataset / "all_layers").iterdir())
+    columns = ["sample", "position", "kind"]
+    rows = pa.concat_tables([pq.ParquetFile(path).read(columns) for path in paths]).to_pylist()
+    samples = acts.samples.to_pylist()
+    n_positions = Counter(row["sample"] for row in rows)
+    for sample in samples:
+        assert len(sample["tokens"]) == n_positions[sample["sample"]]
+        assert sample["query"] in sample["prompt"]
+        assert sample["query"] in "".join(sample["tokens"])
+    kinds = {
+        (row["kind"], samples[row["sample"]]["tokens"][row["position"]] == "<image>")
+        for row in rows
+    }
+    assert kinds == {("image", True), ("text", False)}
 
 
 def test_a_folder_of_one_layer_alone(last_store, tmp_path):

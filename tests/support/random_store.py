@@ -46,7 +46,10 @@ def make_random_store(store, n_rows, width, scale=1, change=None):
         if change is not None:
             change(tensors)
         records = [
-            SampleRecord(number, 1 + number, f"AMBER_{1 + number}.jpg", "Describe.", "0" * 64, 1)
+            SampleRecord(
+                *(number, 1 + number, f"AMBER_{1 + number}.jpg"),
+                *("Describe this image.", "0" * 64, 1),
+            )
             for number in samples
         ]
         write_chunk(chunk_path(store, chunk), tensors, records)

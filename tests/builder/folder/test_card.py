@@ -33,7 +33,9 @@ def test_configs_name_the_files(card, small_dataset):
         for config in card.data.to_dict()["configs"]
     }
     own = {f"L{layer}": [f"data/L{layer}-00000-of-00001.parquet"] for layer in range(3)}
+    assert next(iter(found)) == "samples"
     assert found == {
+        "samples": {"train": ["samples/train-00000-of-00001.parquet"]},
         "default": own,
         "all_layers": {"train": ["all_layers/train-00000-of-00001.parquet"]},
         "L0": {"L0": own["L0"]},
@@ -45,7 +47,7 @@ def test_configs_name_the_files(card, small_dataset):
 def test_dataset_infos_are_those_of_the_files(card, small_dataset):
     """Rows, bytes and columns of each config."""
     infos = {info["config_name"]: info for info in card.data.to_dict()["dataset_info"]}
-    assert sorted(infos) == ["L0", "L1", "L2", "all_layers", "default"]
+    assert sorted(infos) == ["L0", "L1", "L2", "all_layers", "default", "samples"]
     for layer in range(3):
         path = small_dataset / "data" / f"L{layer}-00000-of-00001.parquet"
         split = {"name": f"L{layer}", "num_bytes": path.stat().st_size, "num_examples": 9}
@@ -59,6 +61,7 @@ def test_dataset_infos_are_those_of_the_files(card, small_dataset):
     columns = [feature["name"] for feature in infos["all_layers"]["features"]]
     vectors = [f"{kind}_{layer:02d}" for kind in ("x", "mlp_out") for layer in range(4)]
     assert columns == [*leading, *vectors]
+    assert infos["samples"]["splits"][0]["num_examples"] == 5
 
 
 def test_counts_are_checked_against_the_card(small_dataset, tmp_path):

@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from capture.samples.picture_decoding import UnusablePictureError, decode_picture
-from capture.samples.pictures import PICTURE_ERRORS, check_images
+from capture.samples.pictures import check_images
 from capture.samples.queries import Query
 from llava_amber_activations import ActivationsError
+from llava_amber_activations.parsing.picture_decoding import (
+    PICTURE_ERRORS,
+    UnusablePictureError,
+    decode_picture,
+)
 
 NAMES = ("a.png", "b.tiff", "c.png")
 SIZE = (5, 7)  # height, width

@@ -140,6 +140,8 @@ def test_usage(say, capture_arguments):
         "--max-new-tokens goes with": capture_arguments("--max-new-tokens", "9"),
         "--recapture needs --model": ["verify", "store", "--recapture", "1"],
         "go with --recapture": ["verify", "store", "--model", "m"],
+        "--embed-pictures needs --image-dir": ["build", "s", "d", "--embed-pictures"],
+        "go with --embed-pictures": ["build", "s", "d", "--picture-size", "64"],
         "give the dataset folder once": ["push", "--repo-id", "a/b"],
     }
     for expected, (code, said) in zip(cases, say(*cases.values()), strict=True):

@@ -16,10 +16,18 @@ floating-point pixels) is refused.
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image
+
+# What Pillow raises of a damaged file: which one, depends on the format and on the wrong byte.
+PICTURE_ERRORS = (
+    *(OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, OverflowError, EOFError),
+    *(struct.error, zlib.error, MemoryError, Image.DecompressionBombError),
+)
 
 # What EXIF's numbers ask for, to bring the picture upright.
 _UPRIGHT = {
@@ -46,7 +54,7 @@ def decode_picture(content: bytes) -> Image.Image:
 
     Raises:
         UnusablePictureError: it has no reading as RGB, or an extreme shape.
-        OSError, SyntaxError, ValueError, Image.DecompressionBombError: it is damaged, or too large.
+        Exception: one of `PICTURE_ERRORS`, it is damaged, or too large.
     """
     with Image.open(io.BytesIO(content)) as image:
         check_usable(image)

@@ -1,0 +1,69 @@
+"""What is asked of config `samples`: pictures to put into it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from llava_amber_activations.errors import ActivationsError
+from llava_amber_activations.files.read_errors import read_errors
+from llava_amber_activations.parsing.checked_values import check_relative_path
+from llava_amber_activations.store.samples import SampleRecord
+
+
+@dataclass(frozen=True)
+class SamplesAsked:
+    """What config `samples` is to hold beside what the store says of each sample.
+
+    Attributes:
+        image_dir: folder of the pictures, where they are to be in it.
+        picture_size: longest side of each picture in pixels; None for the files' own bytes.
+    """
+
+    image_dir: Path | None = None
+    picture_size: int | None = None
+
+
+NOTHING_ASKED = SamplesAsked()
+
+
+def picture_path(folder: Path, record: SampleRecord) -> Path:
+    """Return where a sample's picture lies.
+
+    Raises:
+        ActivationsError: its name leaves the folder.
+    """
+    check_relative_path(record.image)
+    return folder / record.image
+
+
+def has_picture(record: SampleRecord) -> bool:
+    """Whether a sample's picture could be read when it was captured."""
+    return record.error is None
+
+
+def picture_bytes(asked: SamplesAsked, records: Sequence[SampleRecord]) -> int:
+    """Check that every picture is there; return the bytes of those that are not made smaller.
+
+    Raises:
+        ActivationsError: there is no such folder, a picture is not in it, or the store does not say
+            which picture it was.
+    """
+    folder = asked.image_dir
+    if folder is None:
+        return 0
+    if not folder.is_dir():
+        raise ActivationsError(f"the image folder {folder} does not exist")
+    sizes: dict[str, int] = {}
+    for record in filter(has_picture, records):
+        if record.image_sha256 is None:
+            raise ActivationsError(
+                f"the store has no checksum of the picture of sample {record.sample}, so that it "
+                "cannot be told from another: build without --embed-pictures"
+            )
+        if record.image not in sizes:
+            path = picture_path(folder, record)
+            with read_errors(path, "give --image-dir the folder that was captured"):
+                sizes[record.image] = path.stat().st_size
+    return sum(sizes.values()) if asked.picture_size is None else 0
