@@ -15,7 +15,12 @@ from typing import Any, Literal, get_args
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files.leftovers import is_empty_or_missing
 from llava_amber_activations.files.whole import write_json
-from llava_amber_activations.formats.dataset_folder import NORMS_FILE, Manifest
+from llava_amber_activations.formats.dataset_folder import (
+    NORMS_FILE,
+    SAMPLES,
+    SAMPLES_SPLIT,
+    Manifest,
+)
 from llava_amber_activations.formats.dtypes import DType, dataset_dtype
 from llava_amber_activations.formats.recipe import Recipe
 from llava_amber_activations.formats.version import FORMAT_VERSION, check_format_version, has_seals
@@ -90,14 +95,16 @@ class ExportNote:
 
 
 def vectors_sha256(manifest: Manifest, *, with_norms: bool = False) -> str:
-    """Return one checksum of a dataset's Parquet files, by their own; the card is left out.
+    """Return one checksum of a dataset's Parquet files that hold vectors, by their own.
 
     Args:
         with_norms: of its norms too, by which `x` is computed.
     """
     digest = hashlib.sha256()
+    samples = manifest.shards(SAMPLES, SAMPLES_SPLIT)
     for path, entry in sorted(manifest.files.items()):
-        if entry.rows is not None or (with_norms and path == NORMS_FILE):
+        has_vectors = entry.rows is not None and path not in samples
+        if has_vectors or (with_norms and path == NORMS_FILE):
             digest.update(f"{path} {entry.sha256}\n".encode())
     return digest.hexdigest()
 
