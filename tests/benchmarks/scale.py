@@ -1,11 +1,15 @@
 """A store in the shape of `--positions all`, at two sizes: time, speed and memory of each command.
 
-    python tests/benchmarks/scale.py SCRATCH [--gigabytes 5 20] [--shards 600 20000]
+    python tests/benchmarks/scale.py SCRATCH [--gigabytes 5 20] [--rows 9600 38400 153600]
+                                             [--shards 600 20000]
 
 Samples of 600 rows, of all 64 vectors of 4096 float16 numbers: 300 MiB each. The store is made,
 used and deleted, and so is what is made of it: that takes twice its size of disk. Each command runs
 in processes of its own. The memory is what they hold themselves, summed over all of them, looked at
 every 20 ms: pages of mapped files, which the kernel takes back when it wants them, are left out.
+
+A shuffled stream holds two windows of rows at most, which 5 GB do not fill: what it holds of more
+rows is seen on a model of two layers of the same width.
 
 Of larger data sets only the manifest is made, of so many shards of 500 MB (300 GB are 600 of them,
 10 TB 20,000): what opening it takes, and what a shuffled stream takes before it reads its first
@@ -31,6 +35,7 @@ import psutil
 import torch
 from bench import machine
 
+from builder.build import build
 from llava_amber_activations.files.whole import write_json
 from llava_amber_activations.formats.dataset_folder import (
     ALL_LAYERS,
@@ -102,8 +107,9 @@ def main() -> None:
     """Measure both sizes, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("scratch", type=Path)
-    parser.add_argument("--gigabytes", type=float, nargs="+", default=[5, 20])
-    parser.add_argument("--shards", type=int, nargs="+", default=[600, 20_000])
+    parser.add_argument("--gigabytes", type=float, nargs="*", default=[5, 20])
+    parser.add_argument("--rows", type=int, nargs="*", default=[9_600, 38_400, 153_600])
+    parser.add_argument("--shards", type=int, nargs="*", default=[600, 20_000])
     arguments = parser.parse_args()
     print(f"{machine()}\n")
     print("| store | what | s | MB/s of raw float16 | peak memory, MB |")
@@ -121,10 +127,30 @@ def main() -> None:
                 )
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+    print("\n| rows | all_layers of two layers, GB | shuffled stream, peak memory, MB |")
+    print("|---|---|---|")
+    for n_rows in arguments.rows:
+        folder = arguments.scratch / f"scale-rows-{n_rows}"
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            took = streamed(folder, n_rows // ROWS)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        print(f"| {n_rows:,} | {2 * took.n_bytes / 1e9:.1f} | {took.peak / 1e6:,.0f} |", flush=True)
     print("\n| shards of 500 MB | manifest, MB | opened in, s | shuffled in, s | row groups |")
     print("|---|---|---|---|---|")
     for n_shards in arguments.shards:
         print(f"| {n_shards:,} | {' | '.join(opened(arguments.scratch, n_shards))} |", flush=True)
+
+
+def streamed(folder: Path, n_samples: int) -> Took:
+    """Measure a shuffled stream of a data set of two layers."""
+    store, dataset = folder / "store", folder / "dataset"
+    make_all_positions(store, n_samples, n_layers=2)
+    build(store, dataset, configs=["all_layers"])
+    shutil.rmtree(store)
+    pair = 2 * n_samples * ROWS * WIDTH * 2
+    return run("stream", pair, [sys.executable, "-c", _STREAM.format(layer=0), dataset])
 
 
 def opened(scratch: Path, n_shards: int) -> list[str]:
@@ -164,22 +190,22 @@ def measure(folder: Path, n_samples: int) -> list[Took]:
     whole = n_samples * SAMPLE_BYTES
     pair = 2 * n_samples * ROWS * WIDTH * 2
     amber = [sys.executable, "-m", "llava_amber_activations", "-q"]
-    build = [*amber, "build", store, dataset, "--configs", "all_layers"]
+    build_all = [*amber, "build", store, dataset, "--configs", "all_layers"]
     export = [*amber, "export", dataset, folder / "pt", "--layers", LAYER, "--n-targets", "1"]
     took = [
         run("verify the store", whole, [*amber, "verify", store]),
-        run("build all_layers", whole, build),
+        run("build all_layers", whole, build_all),
     ]
     first = digests(dataset)
     shutil.rmtree(dataset)
     killed = took[-1].seconds / 2
-    run("", 0, build, kill_after=killed)
-    took.append(run(f"build again, killed after {killed:.0f} s", whole, build))
+    run("", 0, build_all, kill_after=killed)
+    took.append(run(f"build again, killed after {killed:.0f} s", whole, build_all))
     if digests(dataset) != first:
         raise RuntimeError("the build that was killed and run again gave other files")
     shutil.rmtree(dataset)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", 2]
-    ranks = [*torchrun, "-m", "builder", *build[len(amber) :]]
+    ranks = [*torchrun, "-m", "builder", *build_all[len(amber) :]]
     took.append(run("build in 2 ranks", whole, ranks))
     if digests(dataset) != first:
         raise RuntimeError("the build in 2 ranks gave other files")
@@ -234,9 +260,9 @@ def digests(dataset: Path) -> str:
     return (dataset / "manifest.json").read_text()
 
 
-def make_all_positions(folder: Path, n_samples: int) -> None:
+def make_all_positions(folder: Path, n_samples: int, n_layers: int = N_LAYERS) -> None:
     """Write a finished store of drawn values; the rows of each chunk are others."""
-    recipe = Recipe(**_RECIPE, n_samples=n_samples)
+    recipe = Recipe(**{**_RECIPE, "n_layers": n_layers}, n_samples=n_samples)
     write_recipe(folder, recipe)
     generator = np.random.default_rng(0)
     n_rows = CHUNK_SAMPLES * ROWS
@@ -246,7 +272,7 @@ def make_all_positions(folder: Path, n_samples: int) -> None:
     for number, samples in enumerate(recipe_chunks(recipe)):
         n = len(samples) * ROWS
         tensors: dict[str, torch.Tensor] = {}
-        for slot, name in enumerate(vector_names(range(N_LAYERS))):
+        for slot, name in enumerate(vector_names(range(n_layers))):
             start = (97 * slot + 31 * number) % n_rows
             tensors[name] = pool[start : start + n]
         numbers = torch.arange(samples.start, samples.stop, dtype=torch.int32)
