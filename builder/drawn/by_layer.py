@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
-from builder.drawn.ridge import RidgeFit
-from builder.drawn.rows import DrawnRows
-from builder.drawn.sinks import LayerSinks
+import numpy as np
+
+from builder.drawn.ridge import RidgeFit, ridge_fit
+from builder.drawn.rows import DrawnRows, Int32s
+from builder.drawn.sinks import LayerSinks, layer_sinks
+from builder.shards.row_sizes import Float64s
+from llava_amber_activations.formats.arrow_vectors import Vectors
+from llava_amber_activations.formats.statistics import COUNTED_KINDS
 
 
 @dataclass(frozen=True)
@@ -60,5 +66,60 @@ class LayerFigures:
 
 
 def layer_figures(rows: DrawnRows, *, with_ridge: bool = True) -> tuple[LayerFigures, ...]:
-    """Return the figures of every drawn layer, one layer's vectors in float64 at a time."""
-    raise NotImplementedError
+    """Return the figures of every drawn layer, one layer's vectors in float64 at a time.
+
+    Args:
+        with_ridge: fit the regressions too, which take most of the time.
+    """
+    with_x = [layer for layer in rows.layers if rows.x(layer) is not None]
+    after = dict(pairwise(with_x))
+    found = []
+    for layer in rows.layers:
+        x, mlp_out, next_layer = rows.x(layer), rows.mlp_out(layer), after.get(layer)
+        next_x = None if next_layer is None else rows.x(next_layer)
+        found.append(
+            LayerFigures(
+                layer=layer,
+                x=() if x is None else _norms_by_kind(x, rows.kind),
+                mlp_out=() if mlp_out is None else _norms_by_kind(mlp_out, rows.kind),
+                next_layer=next_layer,
+                cosine_to_next=None if x is None or next_x is None else _spread(cosines(x, next_x)),
+                sinks=layer_sinks(rows, layer),
+                ridge=ridge_fit(x, mlp_out, rows.sample)
+                if with_ridge and x is not None and mlp_out is not None
+                else None,
+            )
+        )
+    return tuple(found)
+
+
+def row_norms(vectors: Vectors) -> Float64s:
+    """Return the Euclidean norm of each row: float64 [rows]."""
+    norms: Float64s = np.sqrt(np.square(vectors, dtype=np.float64).sum(axis=1))
+    return norms
+
+
+def cosines(first: Vectors, second: Vectors) -> Float64s:
+    """Return the cosine of each row of two vectors: float64 [rows]; 0 where one is all zeros."""
+    products = np.einsum("rh,rh->r", first.astype(np.float64), second.astype(np.float64))
+    norms = row_norms(first) * row_norms(second)
+    found: Float64s = np.divide(products, norms, out=np.zeros_like(norms), where=norms > 0)
+    return found
+
+
+def _norms_by_kind(vectors: Vectors, kinds: Int32s) -> tuple[KindNorms, ...]:
+    norms = row_norms(vectors)
+    # The code of a kind that is not known is -1, and its name the last.
+    chosen = {"all": norms} | {
+        name: norms[kinds == (code if name != COUNTED_KINDS[-1] else -1)]
+        for code, name in enumerate(COUNTED_KINDS)
+    }
+    return tuple(
+        KindNorms(kind, len(of_kind), float(of_kind.mean()), _spread(of_kind))
+        for kind, of_kind in chosen.items()
+        if len(of_kind)
+    )
+
+
+def _spread(values: Float64s) -> Spread:
+    return Spread(*(float(value) for value in np.percentile(values, (5, 50, 95))))

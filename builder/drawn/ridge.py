@@ -5,10 +5,27 @@ It is what a transcoder must beat: the best map of `x` to `mlp_out` without a no
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from builder.drawn.rows import Int32s
+from builder.drawn.sinks import outliers
+from builder.shards.row_sizes import Float64s
 from llava_amber_activations.formats.arrow_vectors import Vectors
+
+LEAST_SAMPLES = 8
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+# A quarter of the samples is held out, and by a quarter of the others λ is chosen.
+_SHARE = 4
+# Multiply-adds of a covariance, or of the rows' products with each other: about a second.
+_MOST_WORK = 10_000_000_000
+# λ is chosen by so many random directions of `mlp_out`, in which every dimension has its part.
+_DIRECTIONS = 64
+
+Rows = npt.NDArray[np.intp]
 
 
 @dataclass(frozen=True)
@@ -20,7 +37,7 @@ class RidgeFit:
             the held-out rows: 1 is all, 0 what their training mean explains, less is worse than
             that. None where there are too few samples or the held-out rows do not vary; then
             `why_not` says so.
-        strength: λ, as a multiple of the mean eigenvalue of `x`'s covariance.
+        strength: λ, as a multiple of the mean eigenvalue of the correlations of `x` that are not 0.
         n_train_rows, n_train_samples: that it was fitted to.
         n_held_out_rows, n_held_out_samples: that it was tried on.
         n_outliers: rows that were left out of both, because the root mean square of their `x` or
@@ -41,9 +58,106 @@ class RidgeFit:
 def ridge_fit(x: Vectors, mlp_out: Vectors, sample: Int32s, seed: int = 0) -> RidgeFit:
     """Fit a ridge regression to three quarters of the samples, and try it on the rest.
 
+    Each dimension of `x` is divided by its standard deviation first, so that λ is the same to all.
+    λ is chosen by a quarter of the training samples, from `STRENGTHS`; then all of them are fitted.
+    Of many rows so many are drawn that a fit takes about a second.
+
     Args:
         x, mlp_out: of the same rows: [rows, H].
         sample: that each row is of: [rows].
-        seed: of the choice of samples.
+        seed: of the choice of samples, and of rows.
     """
-    raise NotImplementedError
+    is_outlier = outliers(_squared_norms(x)) | outliers(_squared_norms(mlp_out))
+    kept = np.flatnonzero(~is_outlier)
+    n_outliers = len(x) - len(kept)
+    random = np.random.default_rng(seed)
+    samples = random.permutation(np.unique(sample[kept]))
+    if len(samples) < LEAST_SAMPLES:
+        why_not = (
+            f"{len(samples)} samples were drawn, and a regression that is to be tried on others "
+            f"takes {LEAST_SAMPLES}"
+        )
+        return RidgeFit(None, None, 0, 0, 0, 0, n_outliers, why_not)
+    n_held_out = len(samples) // _SHARE
+    held_out, training = samples[:n_held_out], samples[n_held_out:]
+    n_choosing = len(training) // _SHARE
+    fitting, choosing = training[n_choosing:], training[:n_choosing]
+    most = _most_rows(x.shape[1])
+    fit_rows, choice_rows, train_rows, test_rows = (
+        _drawn(random, kept[np.isin(sample[kept], of)], most)
+        for of in (fitting, choosing, training, held_out)
+    )
+    directions = random.standard_normal((mlp_out.shape[1], _DIRECTIONS))
+    tried = _explained(
+        x[fit_rows],
+        mlp_out[fit_rows] @ directions,
+        x[choice_rows],
+        mlp_out[choice_rows] @ directions,
+        STRENGTHS,
+    )
+    strength = STRENGTHS[int(np.argmax(tried))]
+    (explained,) = _explained(
+        x[train_rows],
+        mlp_out[train_rows].astype(np.float64),
+        x[test_rows],
+        mlp_out[test_rows].astype(np.float64),
+        (strength,),
+    )
+    is_known = bool(np.isfinite(explained))
+    return RidgeFit(
+        explained=float(explained) if is_known else None,
+        strength=strength if is_known else None,
+        n_train_rows=len(train_rows),
+        n_train_samples=len(training),
+        n_held_out_rows=len(test_rows),
+        n_held_out_samples=len(held_out),
+        n_outliers=n_outliers,
+        why_not=None if is_known else "mlp_out is the same in all rows that were held out",
+    )
+
+
+def _most_rows(width: int) -> int:
+    """Return how many rows a fit may have: its work is width · rows · the lesser of the two."""
+    return max(int((_MOST_WORK / width) ** 0.5), _MOST_WORK // width**2) if width else 0
+
+
+def _drawn(random: np.random.Generator, rows: Rows, most: int) -> Rows:
+    return rows if len(rows) <= most else np.sort(random.choice(rows, most, replace=False))
+
+
+def _explained(
+    x: Vectors, y: Float64s, held_out_x: Vectors, held_out_y: Float64s, strengths: Sequence[float]
+) -> Float64s:
+    """Return the share of the variance of held-out `y` that each λ explains; NaN where it is 0.
+
+    A regression of `y` on `x` is solved by dimensions or by rows, whichever are fewer (Saunders,
+    Gammerman & Vovk, "Ridge Regression Learning Algorithm in Dual Variables", 1998).
+    """
+    inputs = x.astype(np.float64)
+    mean = inputs.mean(axis=0)
+    inputs -= mean
+    scale = inputs.std(axis=0)
+    scale[scale == 0] = 1
+    inputs /= scale
+    tests = (held_out_x - mean) / scale
+    y_mean = y.mean(axis=0)
+    outputs, wanted = y - y_mean, held_out_y - y_mean
+    by_rows = len(inputs) < inputs.shape[1]
+    products = inputs @ inputs.T if by_rows else inputs.T @ inputs
+    across = tests @ inputs.T if by_rows else tests
+    right = outputs if by_rows else inputs.T @ outputs
+    mean_eigenvalue = np.trace(products) / len(products) or 1.0
+    total = np.square(wanted).sum()
+    found = []
+    for strength in strengths:
+        regularised = products.copy()
+        regularised[np.diag_indices_from(regularised)] += strength * mean_eigenvalue
+        missed = wanted - across @ np.linalg.solve(regularised, right)
+        found.append(1 - np.square(missed).sum() / total if total else np.nan)
+    return np.array(found)
+
+
+def _squared_norms(vectors: Vectors) -> Float64s:
+    rows = vectors.astype(np.float64)
+    squares: Float64s = np.einsum("rh,rh->r", rows, rows)
+    return squares

@@ -1,25 +1,40 @@
 """Rows drawn from a dataset: whole samples, as many as a budget of bytes allows.
 
 Which samples they are is chosen by a seed, so that it is the same wherever the dataset is read and
-whoever reads it. Only the row groups that hold them are read, and of these the vectors alone that
-are wanted; on the Hub nothing else travels but the footers of their shards.
+whoever reads it. Of them only the row groups that hold them are read, and of these only the vectors
+that are wanted; from the Hub nothing else travels but the footers of shards.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from llava_amber_activations.formats.arrow_vectors import Vectors
+from builder.drawn.choosing import choose_blocks, choose_layers, find_blocks
+from builder.drawn.row_ranges import guide_shards, names_there, read_leading, read_row_vectors
+from llava_amber_activations.formats.arrow_vectors import Vectors, numbers_in
+from llava_amber_activations.formats.columns import (
+    ID,
+    IMAGE,
+    KIND,
+    PATCH_COL,
+    PATCH_ROW,
+    POSITION,
+    SAMPLE,
+    TOKEN_ID,
+)
+from llava_amber_activations.formats.layers import mlp_out_name, x_name
+from llava_amber_activations.reading.sample_table import read_samples_table
 from llava_amber_activations.sources.source import Source
 
-Int32s = npt.NDArray[np.int32]
-
-# Of vectors before compression.
+# Of vectors, before compression.
 DEFAULT_MAX_BYTES = 256_000_000
+
+Int32s = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -44,7 +59,7 @@ class DrawnRows:
 
     Attributes:
         samples: ascending; their rows follow one another in this order.
-        n_samples: samples of the dataset that have rows; None where that was not looked up.
+        n_samples: samples of the dataset, those that were skipped too.
         n_rows: rows of the dataset.
         layers: whose vectors were read, ascending: all that the dataset holds, or some of them,
             evenly apart, where so few samples would fit the budget otherwise.
@@ -56,11 +71,10 @@ class DrawnRows:
         vectors: [rows, H] of the dataset's dtype, by their names: `x_05`, `mlp_out_05`. Some may be
             missing: an import may lack some, and a dataset without `all_layers` lacks
             `mlp_out_00` and the last layer's `x`.
-        n_bytes: of the vectors, as they are held.
     """
 
     samples: tuple[DrawnSample, ...]
-    n_samples: int | None
+    n_samples: int
     n_rows: int
     layers: tuple[int, ...]
     n_layers: int
@@ -73,7 +87,6 @@ class DrawnRows:
     patch_col: Int32s
     tokens: tuple[str, ...] | None
     vectors: Mapping[str, Vectors]
-    n_bytes: int
 
     def __len__(self) -> int:
         return len(self.sample)
@@ -83,18 +96,29 @@ class DrawnRows:
         """Whether every row of the dataset was drawn."""
         return len(self) == self.n_rows
 
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the vectors, as they are held."""
+        return sum(vectors.nbytes for vectors in self.vectors.values())
+
     def x(self, layer: int) -> Vectors | None:
         """Return `x` of a layer: [rows, H]; None where it is not there."""
-        raise NotImplementedError
+        return self.vectors.get(x_name(layer))
 
     def mlp_out(self, layer: int) -> Vectors | None:
         """Return `mlp_out` of a layer: [rows, H]; None where it is not there."""
-        raise NotImplementedError
+        return self.vectors.get(mlp_out_name(layer))
 
     def token_text(self, row: int) -> str | None:
-        """Return what to call a row's token: its text, or `token 42`; None where neither is known.
+        """Return what to call a row's token: its text, or `token 42`; None where nothing is known.
+
+        A token of a character that others complete has no text of its own: it is called by its
+        number too.
         """
-        raise NotImplementedError
+        if self.tokens is not None and self.tokens[row]:
+            return self.tokens[row]
+        number = int(self.token_id[row])
+        return None if number < 0 else f"token {number}"
 
 
 def draw_rows(
@@ -109,16 +133,84 @@ def draw_rows(
 
     Args:
         source: a folder, or a repo on the Hub.
-        max_bytes: most bytes of vectors before compression, at least one sample's of few layers.
-        layers: whose vectors are read. If None, all; or, where fewer than `FEW_SAMPLES` samples
-            of all layers fit the budget, as many layers as leave room for so many.
+        max_bytes: most bytes of vectors before compression; a single run of samples that cannot be
+            parted may take more.
+        layers: whose vectors are read, of those that are there. If None, all; or, where fewer than
+            `FEW_SAMPLES` samples of all layers fit the budget, as many layers as leave room for so
+            many.
         seed: of the draw.
-        with_tokens: look up the tokens' texts in the config `samples`, where there is one.
+        with_tokens: look up the tokens' texts, where the dataset holds them.
 
     Returns:
-        None where the dataset holds no vectors of layers (features alone).
+        None where the dataset holds no vectors of layers, or no rows.
 
     Raises:
         ActivationsError: a shard is missing or damaged, or the Hub does not answer.
     """
-    raise NotImplementedError
+    manifest = source.manifest
+    recipe = manifest.recipe
+    guide = guide_shards(source)
+    if not guide or not manifest.n_rows:
+        return None
+    present = names_there(source)
+    there = [n for n in range(recipe.n_layers) if {x_name(n), mlp_out_name(n)} & present]
+    blocks = find_blocks(source, guide)
+    vector_bytes = recipe.hidden_size * np.dtype(manifest.dtype).itemsize
+    if layers is None:
+        wanted = choose_layers(there, blocks, 2 * vector_bytes, max_bytes)
+    else:
+        wanted = sorted(set(there) & set(layers))
+    names = [name for name_of in (x_name, mlp_out_name) for name in map(name_of, wanted)]
+    names = [name for name in names if name in present]
+    chosen = choose_blocks(blocks, len(names) * vector_bytes, max_bytes, seed)
+    places = [block.rows for block in chosen]
+    leading = read_leading(source, places)
+    tokens = _tokens(source, leading[SAMPLE], leading[POSITION]) if with_tokens else None
+    return DrawnRows(
+        samples=_samples_of(leading),
+        n_samples=recipe.n_samples,
+        n_rows=manifest.n_rows,
+        layers=tuple(wanted),
+        n_layers=recipe.n_layers,
+        width=recipe.hidden_size,
+        sample=leading[SAMPLE],
+        position=leading[POSITION],
+        token_id=leading[TOKEN_ID],
+        kind=leading[KIND],
+        patch_row=leading[PATCH_ROW],
+        patch_col=leading[PATCH_COL],
+        tokens=tokens,
+        vectors=read_row_vectors(source, names, places),
+    )
+
+
+def _samples_of(leading: Mapping[str, npt.NDArray[Any]]) -> tuple[DrawnSample, ...]:
+    samples = leading[SAMPLE]
+    starts = [0, *(np.flatnonzero(np.diff(samples)) + 1).tolist()]
+    return tuple(
+        DrawnSample(
+            int(samples[start]), int(leading[ID][start]), leading[IMAGE][start], range(start, stop)
+        )
+        for start, stop in zip(starts, [*starts[1:], len(samples)], strict=True)
+    )
+
+
+def _tokens(source: Source, samples: Int32s, positions: Int32s) -> tuple[str, ...] | None:
+    """Return the texts of rows' tokens; None where the dataset does not hold those of all."""
+    if not any(path.startswith("samples/") for path in source.manifest.files):
+        return None
+    table = read_samples_table(source)
+    if "tokens" not in table.column_names:
+        return None
+    numbers = numbers_in(table[SAMPLE])
+    wanted = np.isin(numbers, samples)
+    of_sample = dict(
+        zip(numbers[wanted].tolist(), table["tokens"].filter(wanted).to_pylist(), strict=True)
+    )
+    found = []
+    for sample, position in zip(samples.tolist(), positions.tolist(), strict=True):
+        pieces = of_sample.get(sample)
+        if pieces is None or position >= len(pieces):
+            return None
+        found.append(pieces[position])
+    return tuple(found)

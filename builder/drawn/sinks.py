@@ -7,10 +7,20 @@ Liu, "Massive Activations in Large Language Models", 2024).
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from builder.drawn.rows import DrawnRows, Int32s
-from llava_amber_activations.formats.arrow_vectors import Vectors
+from builder.shards.row_sizes import Float64s
+from llava_amber_activations.formats.columns import kind_name
+from llava_amber_activations.formats.statistics import OUTLIER_TIMES
+
+TOP_DIMENSIONS = (1, 4, 16)
+_MOST_NAMED = 8
+_MOST_POSITIONS_OF_A_DIMENSION = 3
 
 
 @dataclass(frozen=True)
@@ -86,7 +96,7 @@ class LayerSinks:
 
     layer: int
     dimensions: tuple[DimensionShare, ...]
-    top_shares: tuple[float, float, float]
+    top_shares: tuple[float, ...]
     positions: tuple[PositionShare, ...]
     tokens: tuple[TokenShare, ...]
     n_outliers: int
@@ -95,6 +105,80 @@ class LayerSinks:
 
 
 def layer_sinks(rows: DrawnRows, layer: int) -> LayerSinks | None:
-    """Return what carries the energy of a layer's `x`; None where it is not there or is all zeros.
+    """Return what carries the energy of a layer's `x`; None where it is not there, or all zeros."""
+    vectors = rows.x(layer)
+    if vectors is None or not len(vectors):
+        return None
+    squares = np.square(vectors, dtype=np.float64)
+    of_rows, of_dimensions = squares.sum(axis=1), squares.sum(axis=0)
+    total = float(of_rows.sum())
+    if not total:
+        return None
+    order = np.argsort(-of_dimensions, kind="stable")
+    is_outlier = outliers(of_rows)
+    return LayerSinks(
+        layer=layer,
+        dimensions=tuple(
+            DimensionShare(
+                int(dimension),
+                float(of_dimensions[dimension] / total),
+                _positions_of(squares[:, dimension], rows.position),
+            )
+            for dimension in order[: max(TOP_DIMENSIONS)]
+        ),
+        top_shares=tuple(float(of_dimensions[order[:n]].sum() / total) for n in TOP_DIMENSIONS),
+        positions=_by_position(rows, of_rows, total),
+        tokens=_by_token(rows, of_rows, total),
+        n_outliers=int(is_outlier.sum()),
+        outlier_share=float(of_rows[is_outlier].sum() / total),
+        median_norm=float(np.median(np.sqrt(of_rows))),
+    )
+
+
+def outliers(squared_norms: Float64s) -> npt.NDArray[np.bool_]:
+    """Tell rows whose norm is over ten times the median: bool [rows]; none where that is 0.
+
+    Args:
+        squared_norms: [rows].
     """
-    raise NotImplementedError
+    median = np.median(squared_norms)
+    is_outlier: npt.NDArray[np.bool_] = (squared_norms > OUTLIER_TIMES**2 * median) & (median > 0)
+    return is_outlier
+
+
+def _largest(numbers: Int32s, energy: Float64s, most: int) -> list[tuple[int, float]]:
+    """Return the numbers whose rows have the most energy together, and that energy."""
+    found, place = np.unique(numbers, return_inverse=True)
+    sums = np.bincount(place, energy)
+    order = np.argsort(-sums, kind="stable")[:most]
+    return [(int(found[n]), float(sums[n])) for n in order]
+
+
+def _positions_of(energy: Float64s, positions: Int32s) -> tuple[tuple[int, float], ...]:
+    total = float(energy.sum())
+    if not total:
+        return ()
+    largest = _largest(positions, energy, _MOST_POSITIONS_OF_A_DIMENSION)
+    return tuple((position, found / total) for position, found in largest)
+
+
+def _by_position(rows: DrawnRows, energy: Float64s, total: float) -> tuple[PositionShare, ...]:
+    found = []
+    for position, share in _largest(rows.position, energy, _MOST_NAMED):
+        at = np.flatnonzero(rows.position == position)
+        tokens = Counter((rows.token_text(row), kind_name(rows.kind[row])) for row in at.tolist())
+        (token, kind), _ = tokens.most_common(1)[0]
+        norm = float(np.sqrt(energy[at]).mean())
+        found.append(PositionShare(position, token, kind, share / total, len(at), norm))
+    return tuple(found)
+
+
+def _by_token(rows: DrawnRows, energy: Float64s, total: float) -> tuple[TokenShare, ...]:
+    known = np.flatnonzero(rows.token_id >= 0)
+    found = []
+    for token_id, share in _largest(rows.token_id[known], energy[known], _MOST_NAMED):
+        at = np.flatnonzero(rows.token_id == token_id)
+        text = rows.token_text(int(at[0])) or f"token {token_id}"
+        norm = float(np.sqrt(energy[at]).mean())
+        found.append(TokenShare(text, share / total, len(at), norm))
+    return tuple(found)
