@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from builder.drawn.ridge import RidgeFit, ridge_fit
+from builder.drawn.ridge import MOST_WORK, RidgeFit, ridge_fit
 from builder.drawn.rows import DrawnRows, Int32s
 from builder.drawn.sinks import LayerSinks, layer_sinks
 from builder.shards.row_sizes import Float64s
@@ -85,7 +85,7 @@ def layer_figures(rows: DrawnRows, *, with_ridge: bool = True) -> tuple[LayerFig
                 next_layer=next_layer,
                 cosine_to_next=None if x is None or next_x is None else _spread(cosines(x, next_x)),
                 sinks=layer_sinks(rows, layer),
-                ridge=ridge_fit(x, mlp_out, rows.sample)
+                ridge=ridge_fit(x, mlp_out, rows.sample, most_work=MOST_WORK // len(rows.layers))
                 if with_ridge and x is not None and mlp_out is not None
                 else None,
             )

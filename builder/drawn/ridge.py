@@ -5,11 +5,13 @@ It is what a transcoder must beat: the best map of `x` to `mlp_out` without a no
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from builder.drawn.rows import Int32s
 from builder.drawn.sinks import outliers
@@ -20,8 +22,9 @@ LEAST_SAMPLES = 8
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 # A quarter of the samples is held out, and by a quarter of the others λ is chosen.
 _SHARE = 4
-# Multiply-adds of a covariance, or of the rows' products with each other: about a second.
-_MOST_WORK = 10_000_000_000
+# Multiply-adds of the covariance, or of the rows' products with each other, of the fits together
+# that one figure is made of: about ten seconds of two cores.
+MOST_WORK = 60_000_000_000
 # λ is chosen by so many random directions of `mlp_out`, in which every dimension has its part.
 _DIRECTIONS = 64
 
@@ -55,16 +58,19 @@ class RidgeFit:
     why_not: str | None = None
 
 
-def ridge_fit(x: Vectors, mlp_out: Vectors, sample: Int32s, seed: int = 0) -> RidgeFit:
+def ridge_fit(
+    x: Vectors, mlp_out: Vectors, sample: Int32s, *, most_work: int = MOST_WORK, seed: int = 0
+) -> RidgeFit:
     """Fit a ridge regression to three quarters of the samples, and try it on the rest.
 
     Each dimension of `x` is divided by its standard deviation first, so that λ is the same to all.
     λ is chosen by a quarter of the training samples, from `STRENGTHS`; then all of them are fitted.
-    Of many rows so many are drawn that a fit takes about a second.
+    Of many rows so many are drawn that the fit is no more than `most_work`.
 
     Args:
         x, mlp_out: of the same rows: [rows, H].
         sample: that each row is of: [rows].
+        most_work: multiply-adds of the covariance, or of the rows' products with each other.
         seed: of the choice of samples, and of rows.
     """
     is_outlier = outliers(_squared_norms(x)) | outliers(_squared_norms(mlp_out))
@@ -82,7 +88,7 @@ def ridge_fit(x: Vectors, mlp_out: Vectors, sample: Int32s, seed: int = 0) -> Ri
     held_out, training = samples[:n_held_out], samples[n_held_out:]
     n_choosing = len(training) // _SHARE
     fitting, choosing = training[n_choosing:], training[:n_choosing]
-    most = _most_rows(x.shape[1])
+    most = _most_rows(x.shape[1], most_work)
     fit_rows, choice_rows, train_rows, test_rows = (
         _drawn(random, kept[np.isin(sample[kept], of)], most)
         for of in (fitting, choosing, training, held_out)
@@ -116,9 +122,9 @@ def ridge_fit(x: Vectors, mlp_out: Vectors, sample: Int32s, seed: int = 0) -> Ri
     )
 
 
-def _most_rows(width: int) -> int:
+def _most_rows(width: int, most_work: int) -> int:
     """Return how many rows a fit may have: its work is width · rows · the lesser of the two."""
-    return max(int((_MOST_WORK / width) ** 0.5), _MOST_WORK // width**2) if width else 0
+    return max(math.isqrt(most_work // width), most_work // width**2, LEAST_SAMPLES)
 
 
 def _drawn(random: np.random.Generator, rows: Rows, most: int) -> Rows:
@@ -133,27 +139,27 @@ def _explained(
     A regression of `y` on `x` is solved by dimensions or by rows, whichever are fewer (Saunders,
     Gammerman & Vovk, "Ridge Regression Learning Algorithm in Dual Variables", 1998).
     """
-    inputs = x.astype(np.float64)
-    mean = inputs.mean(axis=0)
-    inputs -= mean
-    scale = inputs.std(axis=0)
+    inputs, tests = torch.from_numpy(x).double(), torch.from_numpy(held_out_x).double()
+    mean, scale = inputs.mean(0), inputs.std(0, correction=0)
+    # What never varies is 0 when its mean is taken off, whatever it is divided by.
     scale[scale == 0] = 1
-    inputs /= scale
-    tests = (held_out_x - mean) / scale
-    y_mean = y.mean(axis=0)
-    outputs, wanted = y - y_mean, held_out_y - y_mean
-    by_rows = len(inputs) < inputs.shape[1]
-    products = inputs @ inputs.T if by_rows else inputs.T @ inputs
-    across = tests @ inputs.T if by_rows else tests
-    right = outputs if by_rows else inputs.T @ outputs
-    mean_eigenvalue = np.trace(products) / len(products) or 1.0
-    total = np.square(wanted).sum()
+    inputs, tests = inputs.sub_(mean).div_(scale), tests.sub_(mean).div_(scale)
+    outputs, wanted = torch.from_numpy(y), torch.from_numpy(held_out_y)
+    y_mean = outputs.mean(0)
+    outputs, wanted = outputs - y_mean, wanted - y_mean
+    if len(inputs) < inputs.shape[1]:
+        products, across, right = inputs @ inputs.T, tests @ inputs.T, outputs
+    else:
+        products, across, right = inputs.T @ inputs, tests, inputs.T @ outputs
+    mean_eigenvalue = float(products.trace()) / min(inputs.shape) or 1.0
+    total = wanted.square().sum()
     found = []
     for strength in strengths:
-        regularised = products.copy()
-        regularised[np.diag_indices_from(regularised)] += strength * mean_eigenvalue
-        missed = wanted - across @ np.linalg.solve(regularised, right)
-        found.append(1 - np.square(missed).sum() / total if total else np.nan)
+        regularised = products.clone()
+        regularised.diagonal().add_(strength * mean_eigenvalue)
+        solution = torch.cholesky_solve(right, torch.linalg.cholesky(regularised))
+        missed = wanted - across @ solution
+        found.append(float(1 - missed.square().sum() / total) if total else np.nan)
     return np.array(found)
 
 

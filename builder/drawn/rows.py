@@ -45,12 +45,14 @@ class DrawnSample:
         sample: its number in the query file.
         id, image: as the rows have them; `image` is "" where it is not known.
         rows: where its rows are among the drawn ones.
+        query: what was asked; None where the dataset does not say.
     """
 
     sample: int
     id: int
     image: str
     rows: range
+    query: str | None = None
 
 
 @dataclass(frozen=True)
@@ -126,8 +128,10 @@ def draw_rows(
     *,
     max_bytes: int = DEFAULT_MAX_BYTES,
     layers: Sequence[int] | None = None,
+    always: Sequence[int] = (),
+    mlp_out: bool = True,
+    tokens: bool = True,
     seed: int = 0,
-    with_tokens: bool = True,
 ) -> DrawnRows | None:
     """Draw whole samples of a dataset and read their rows: all of them where they fit.
 
@@ -138,8 +142,10 @@ def draw_rows(
         layers: whose vectors are read, of those that are there. If None, all; or, where fewer than
             `FEW_SAMPLES` samples of all layers fit the budget, as many layers as leave room for so
             many.
+        always: layers that are read whichever others are.
+        mlp_out: whether MLP outputs are read, too.
+        tokens: look up the tokens' texts, where the dataset holds them.
         seed: of the draw.
-        with_tokens: look up the tokens' texts, where the dataset holds them.
 
     Returns:
         None where the dataset holds no vectors of layers, or no rows.
@@ -153,21 +159,20 @@ def draw_rows(
     if not guide or not manifest.n_rows:
         return None
     present = names_there(source)
-    there = [n for n in range(recipe.n_layers) if {x_name(n), mlp_out_name(n)} & present]
+    kinds = (x_name, mlp_out_name) if mlp_out else (x_name,)
+    there = [n for n in range(recipe.n_layers) if present & {name_of(n) for name_of in kinds}]
     blocks = find_blocks(source, guide)
     vector_bytes = recipe.hidden_size * np.dtype(manifest.dtype).itemsize
     if layers is None:
-        wanted = choose_layers(there, blocks, 2 * vector_bytes, max_bytes)
-    else:
-        wanted = sorted(set(there) & set(layers))
-    names = [name for name_of in (x_name, mlp_out_name) for name in map(name_of, wanted)]
-    names = [name for name in names if name in present]
+        layers = choose_layers(there, blocks, len(kinds) * vector_bytes, max_bytes)
+    wanted = sorted(set(there) & {*layers, *always})
+    names = [name for name_of in kinds for name in map(name_of, wanted) if name in present]
     chosen = choose_blocks(blocks, len(names) * vector_bytes, max_bytes, seed)
     places = [block.rows for block in chosen]
     leading = read_leading(source, places)
-    tokens = _tokens(source, leading[SAMPLE], leading[POSITION]) if with_tokens else None
+    texts = _texts(source, leading[SAMPLE]) if tokens else {}
     return DrawnRows(
-        samples=_samples_of(leading),
+        samples=_samples_of(leading, texts),
         n_samples=recipe.n_samples,
         n_rows=manifest.n_rows,
         layers=tuple(wanted),
@@ -179,37 +184,55 @@ def draw_rows(
         kind=leading[KIND],
         patch_row=leading[PATCH_ROW],
         patch_col=leading[PATCH_COL],
-        tokens=tokens,
+        tokens=_tokens(texts, leading[SAMPLE], leading[POSITION]),
         vectors=read_row_vectors(source, names, places),
     )
 
 
-def _samples_of(leading: Mapping[str, npt.NDArray[Any]]) -> tuple[DrawnSample, ...]:
-    samples = leading[SAMPLE]
-    starts = [0, *(np.flatnonzero(np.diff(samples)) + 1).tolist()]
+@dataclass(frozen=True)
+class _SampleTexts:
+    """What a dataset says of a sample in words; None where it does not."""
+
+    query: str | None
+    tokens: list[str] | None
+
+
+def _texts(source: Source, samples: Int32s) -> dict[int, _SampleTexts]:
+    """Return the texts of samples; none where the dataset has no config `samples`."""
+    if not any(path.startswith("samples/") for path in source.manifest.files):
+        return {}
+    table = read_samples_table(source)
+    table = table.filter(np.isin(numbers_in(table[SAMPLE]), samples))
+    columns = (table[name].to_pylist() for name in (SAMPLE, "query", "tokens"))
+    return {
+        sample: _SampleTexts(query, tokens) for sample, query, tokens in zip(*columns, strict=True)
+    }
+
+
+def _samples_of(
+    leading: Mapping[str, npt.NDArray[Any]], texts: Mapping[int, _SampleTexts]
+) -> tuple[DrawnSample, ...]:
+    samples = leading[SAMPLE].tolist()
+    starts = [0, *(np.flatnonzero(np.diff(leading[SAMPLE])) + 1).tolist()]
     return tuple(
         DrawnSample(
-            int(samples[start]), int(leading[ID][start]), leading[IMAGE][start], range(start, stop)
+            sample=samples[start],
+            id=int(leading[ID][start]),
+            image=leading[IMAGE][start],
+            rows=range(start, stop),
+            query=texts[samples[start]].query if samples[start] in texts else None,
         )
         for start, stop in zip(starts, [*starts[1:], len(samples)], strict=True)
     )
 
 
-def _tokens(source: Source, samples: Int32s, positions: Int32s) -> tuple[str, ...] | None:
-    """Return the texts of rows' tokens; None where the dataset does not hold those of all."""
-    if not any(path.startswith("samples/") for path in source.manifest.files):
-        return None
-    table = read_samples_table(source)
-    if "tokens" not in table.column_names:
-        return None
-    numbers = numbers_in(table[SAMPLE])
-    wanted = np.isin(numbers, samples)
-    of_sample = dict(
-        zip(numbers[wanted].tolist(), table["tokens"].filter(wanted).to_pylist(), strict=True)
-    )
+def _tokens(
+    texts: Mapping[int, _SampleTexts], samples: Int32s, positions: Int32s
+) -> tuple[str, ...] | None:
+    """Return the texts of rows' tokens; None where those of a row are not known."""
     found = []
     for sample, position in zip(samples.tolist(), positions.tolist(), strict=True):
-        pieces = of_sample.get(sample)
+        pieces = texts[sample].tokens if sample in texts else None
         if pieces is None or position >= len(pieces):
             return None
         found.append(pieces[position])

@@ -8,7 +8,9 @@ Liu, "Massive Activations in Large Language Models", 2024).
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -89,6 +91,8 @@ class LayerSinks:
         positions: that hold the most energy, the largest first, at most 8.
         tokens: that hold the most energy, the largest first, at most 8; none where tokens are not
             known.
+        dimension_shares: of every dimension, in order: [H].
+        position_shares: of every position that has rows: (position, share), ascending.
         n_outliers: rows whose root mean square is over ten times the median.
         outlier_share: of the energy, that is theirs.
         median_norm: Euclidean, of all rows.
@@ -99,6 +103,8 @@ class LayerSinks:
     top_shares: tuple[float, ...]
     positions: tuple[PositionShare, ...]
     tokens: tuple[TokenShare, ...]
+    dimension_shares: tuple[float, ...]
+    position_shares: tuple[tuple[int, float], ...]
     n_outliers: int
     outlier_share: float
     median_norm: float
@@ -129,6 +135,11 @@ def layer_sinks(rows: DrawnRows, layer: int) -> LayerSinks | None:
         top_shares=tuple(float(of_dimensions[order[:n]].sum() / total) for n in TOP_DIMENSIONS),
         positions=_by_position(rows, of_rows, total),
         tokens=_by_token(rows, of_rows, total),
+        dimension_shares=tuple((of_dimensions / total).tolist()),
+        position_shares=tuple(
+            (position, energy / total)
+            for position, energy in sorted(_largest(rows.position, of_rows, len(rows)))
+        ),
         n_outliers=int(is_outlier.sum()),
         outlier_share=float(of_rows[is_outlier].sum() / total),
         median_norm=float(np.median(np.sqrt(of_rows))),
@@ -144,6 +155,30 @@ def outliers(squared_norms: Float64s) -> npt.NDArray[np.bool_]:
     median = np.median(squared_norms)
     is_outlier: npt.NDArray[np.bool_] = (squared_norms > OUTLIER_TIMES**2 * median) & (median > 0)
     return is_outlier
+
+
+def shares_by_layer(
+    sinks: Sequence[LayerSinks], what: Literal["position", "dimension"], most: int = 4
+) -> dict[int, list[float]]:
+    """Return the shares of the positions, or dimensions, that hold the most energy in any layer.
+
+    Args:
+        sinks: of some layers.
+        most: how many are wanted.
+
+    Returns:
+        A share for each layer, by the position or the dimension, the largest first.
+    """
+    of_layers = [
+        dict(each.position_shares if what == "position" else enumerate(each.dimension_shares))
+        for each in sinks
+    ]
+    largest: dict[int, float] = {}
+    for shares in of_layers:
+        for number, share in shares.items():
+            largest[number] = max(share, largest.get(number, 0.0))
+    order = sorted(largest, key=lambda number: (-largest[number], number))
+    return {number: [shares[number] for shares in of_layers] for number in order[:most]}
 
 
 def _largest(numbers: Int32s, energy: Float64s, most: int) -> list[tuple[int, float]]:

@@ -13,6 +13,8 @@ import jinja2
 import pyarrow.parquet as pq
 from huggingface_hub import DatasetCard, DatasetCardData
 
+from builder.drawn.card_look import CardLook, look_at
+from builder.drawn.card_words import example_lines, figure_words
 from builder.folder.provenance import Origin, benchmark_of, model_of, public_recipe
 from builder.samples.meanings import meaning_of, readable_type
 from llava_amber_activations.console.sizes import readable_size
@@ -23,9 +25,7 @@ from llava_amber_activations.formats.dataset_folder import (
     CARD_FILE,
     CLT_FEATURES,
     DEFAULT_CONFIG,
-    ENERGY_FIGURE,
     NORMS_FILE,
-    RMS_FIGURE,
     SAMPLES,
     SAMPLES_SPLIT,
     Manifest,
@@ -39,6 +39,7 @@ from llava_amber_activations.formats.layers import (
     x_name,
 )
 from llava_amber_activations.formats.schema import features_of
+from llava_amber_activations.sources.source import Source
 
 # A folder that has not been pushed has no name on the Hub yet.
 NO_REPO_ID = "OWNER/NAME"
@@ -54,18 +55,22 @@ _SIZE_CATEGORIES = (
 )
 
 
-def write_card(folder: Path, manifest: Manifest) -> None:
-    """Write `README.md` into a dataset folder whose Parquet files are there."""
-    write_text(folder / CARD_FILE, card_text(folder, manifest, NO_REPO_ID))
+def write_card(folder: Path, manifest: Manifest, look: CardLook | None) -> None:
+    """Write `README.md` into a dataset folder whose other files are there."""
+    write_text(folder / CARD_FILE, card_text(folder, manifest, NO_REPO_ID, look))
 
 
-def card_text(folder: Path, manifest: Manifest, repo_id: str) -> str:
+def card_text(folder: Path, manifest: Manifest, repo_id: str, look: CardLook | None = None) -> str:
     """Return the card of a dataset folder as the repo `repo_id` shows it.
 
     What it says of the model and of the benchmark is what the recipe says, without the paths of
     the machine that it was made on. The manifest's entry of the card itself is not used: the card
     is made before its checksum.
+
+    Args:
+        look: at the dataset; where it is None, it is looked at here.
     """
+    look = look or look_at(Source(str(folder), str(folder), manifest))
     recipe = public_recipe(manifest.recipe)
     model, benchmark = model_of(recipe), benchmark_of(recipe)
     origins = [model] if benchmark is None else [model, benchmark]
@@ -118,12 +123,24 @@ def card_text(folder: Path, manifest: Manifest, repo_id: str) -> str:
         first_x=x_name(recipe.kept_layers[0]),
         first_mlp_out=mlp_out_name(recipe.kept_layers[0]),
         sizes=_sizes(manifest),
-        rms_figure=RMS_FIGURE,
-        energy_figure=ENERGY_FIGURE,
+        look=look,
+        figures=_figures(manifest, look),
+        examples=[] if look is None else example_lines(look.examples),
         norms=NORMS_FILE if NORMS_FILE in manifest.files else None,
         **_samples(folder, manifest),
     )
     return str(DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{text}"))
+
+
+def _figures(manifest: Manifest, look: CardLook | None) -> list[dict[str, str]]:
+    """Return the figures that the folder has: path, alternative text and sentence of each."""
+    if look is None:
+        return []
+    return [
+        {"path": path, "alt": alt, "sentence": sentence}
+        for path, (alt, sentence) in figure_words(look, manifest.recipe.hidden_size).items()
+        if path in manifest.files
+    ]
 
 
 def _pretty_name(manifest: Manifest, origins: Sequence[Origin]) -> str:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from builder.asked.new_place import held_place, take_place
+from builder.drawn.card_look import look_at
 from builder.folder.card import write_card
 from builder.folder.statistics import statistics_of
 from builder.folder.unfinished import check_nothing_kept
@@ -18,14 +19,13 @@ from llava_amber_activations.files.whole import write_json
 from llava_amber_activations.files.write_errors import write_errors
 from llava_amber_activations.formats.dataset_folder import (
     CARD_FILE,
-    ENERGY_FIGURE,
     MANIFEST_FILE,
     NORMS_FILE,
-    RMS_FIGURE,
     STATISTICS_FILE,
     FileEntry,
     Manifest,
 )
+from llava_amber_activations.sources.source import Source
 from llava_amber_activations.sources.statistics import write_statistics
 from llava_amber_activations.store.norms_file import write_norms
 from llava_amber_activations.vectors.norms import Norms
@@ -68,16 +68,18 @@ def finish_folder(
     if norms is not None:
         write_norms(folder, norms)
         manifest = _with_file(folder, manifest, NORMS_FILE)
+    look = None
     if moments:
         recipe = manifest.recipe
         write_statistics(folder, statistics_of(moments, recipe.n_layers, recipe.hidden_size))
+        manifest = _with_file(folder, manifest, STATISTICS_FILE)
+        look = look_at(Source(str(folder), str(folder), manifest))
         # An extra, which folders without vectors do without.
         from builder.folder.figures import draw_figures
 
-        draw_figures(folder, moments, recipe.n_layers)
-        for path in (STATISTICS_FILE, RMS_FIGURE, ENERGY_FIGURE):
+        for path in draw_figures(folder, moments, recipe.n_layers, look):
             manifest = _with_file(folder, manifest, path)
-    write_card(folder, manifest)
+    write_card(folder, manifest, look)
     manifest = _with_file(folder, manifest, CARD_FILE)
     write_json(folder / MANIFEST_FILE, manifest.to_json())
     return manifest

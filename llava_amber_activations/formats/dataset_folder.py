@@ -8,7 +8,7 @@ DATASET/
   samples/train-00000-of-00001.parquet     config samples, split train: a row a sample, no vectors
   statistics.safetensors                   moments of every layer's vectors
   norms.safetensors                        the norms before the MLPs, where `x` is `resid_mid`
-  figures/rms.png, figures/energy.png      what the card shows of them
+  figures/rms.png, figures/energy.png …    what the card shows of them
   manifest.json                            every file's sha256, bytes, rows and row groups; the
                                            recipe; its own checksum
 """
@@ -41,6 +41,9 @@ STATISTICS_FILE = "statistics.safetensors"
 NORMS_FILE = "norms.safetensors"
 RMS_FIGURE = "figures/rms.png"
 ENERGY_FIGURE = "figures/energy.png"
+KINDS_FIGURE = "figures/kinds.png"
+SINKS_FIGURE = "figures/sinks.png"
+PATCHES_FIGURE = "figures/patches.png"
 DEFAULT_CONFIG = "default"
 ALL_LAYERS = "all_layers"
 CLT_FEATURES = "clt_features"

@@ -35,6 +35,7 @@ from huggingface_hub.utils.tqdm import (
 
 from llava_amber_activations.formats.dataset_folder import MANIFEST_FILE
 from llava_amber_activations.formats.version import FORMAT_VERSION
+from llava_amber_activations.sources.fetched import count_fetched
 from llava_amber_activations.sources.hub_errors import hub_errors, retried
 
 _T = TypeVar("_T")
@@ -130,6 +131,7 @@ def read_bytes(url: str) -> bytes:
         return Path(path).read_bytes()
     fs, place = fsspec.url_to_fs(url)
     content: bytes = retried(lambda: fs.cat_file(place))
+    count_fetched(len(content))
     return content
 
 
@@ -139,6 +141,7 @@ def _whole(fetch: Callable[[int, int], bytes]) -> Callable[[int, int], bytes]:
     def fetch_whole(start: int, end: int) -> bytes:
         for _ in range(_TRIES):
             content = fetch(start, end)
+            count_fetched(len(content))
             if len(content) == end - start:
                 return content
         raise ConnectionError(f"{len(content)} bytes came where {end - start} were asked for")
@@ -167,15 +170,19 @@ def _download(repo_id: str, path: str, revision: str) -> str | None:
             # Asking for it failed: why is what there is to say.
             raise error.__cause__ or OfflineModeIsEnabled(path) from None
 
+    before = _in_cache(repo_id, path, revision)
     try:
         with _no_progress_bar():
-            return retried(download)
+            found = retried(download)
     except RemoteEntryNotFoundError:
         raise FileNotFoundError(f"{repo_id} has no {path}") from None
     except OSError as error:
         if error.errno in _NO_CACHE:
             return None
         raise
+    if found != before:
+        count_fetched(Path(found).stat().st_size)
+    return found
 
 
 @contextmanager
