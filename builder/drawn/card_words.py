@@ -166,9 +166,9 @@ def example_lines(examples: Sequence[ExampleRow]) -> list[tuple[str, list[str]]]
     known = [example for example in examples if example.norms]
     lines = [
         ("sample", [f"{each.sample} (id {each.id})" for each in known]),
-        ("picture", [code(each.image) if each.image else "not known" for each in known]),
+        ("picture", [code(each.image) if each.image else "unknown" for each in known]),
         ("query", [_plain(each.query) if each.query else "" for each in known]),
-        ("kind of token", [each.kind or "not known" for each in known]),
+        ("kind of token", [each.kind or "unknown" for each in known]),
         ("position", [str(each.position) for each in known]),
         ("token", [_in_place(each) for each in known]),
         (
@@ -189,7 +189,7 @@ def example_lines(examples: Sequence[ExampleRow]) -> list[tuple[str, list[str]]]
 def _in_place(example: ExampleRow) -> str:
     """Return a row's token among its neighbours."""
     if example.token is None:
-        return "not known"
+        return "unknown"
     before, after = (code("".join(each)) for each in (example.before, example.after))
     return f"{before} **{code(example.token)}** {after}".strip()
 
@@ -219,10 +219,12 @@ def _listed(parts: Sequence[str]) -> str:
 
 
 def _percent(share: float) -> str:
-    """Return two digits of a share, and as many nines as tell it from all."""
+    """Return two digits of a share, and three where two would be all of it."""
+    if 0.9995 <= share < 1:
+        return "over 99.9 %"
     if share < 0.1:
         return f"{share * 100:.2g} %"
-    return f"{share * 100:.{0 if share < 0.99 or share == 1 else 1}f} %"
+    return f"{share * 100:.{1 if 0.99 <= share < 1 else 0}f} %"
 
 
 def _number(value: float) -> str:

@@ -199,7 +199,7 @@ def _read(
         if not any(_overlap(place, each) for each in rows):
             continue
         url, start = source.url(path), place.start
-        for number in range(shards.footer(url).num_row_groups):
+        for number in range(len(shards.group_rows(url))):
             group = shards.row_group(url, number)
             of_group = _cuts(range(start, start + group.n_rows), rows)
             if of_group:

@@ -202,6 +202,8 @@ def _texts(source: Source, samples: Int32s) -> dict[int, _SampleTexts]:
     if not any(path.startswith("samples/") for path in source.manifest.files):
         return {}
     table = read_samples_table(source)
+    if not {"query", "tokens"} <= set(table.column_names):
+        return {}
     table = table.filter(np.isin(numbers_in(table[SAMPLE]), samples))
     columns = (table[name].to_pylist() for name in (SAMPLE, "query", "tokens"))
     return {

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import LogFormatter, MaxNLocator, NullFormatter, PercentFormatter
 
 from builder.drawn.card_look import CardLook
 from builder.drawn.patches import PatchMap
@@ -78,7 +78,7 @@ def _rms_figure(moments: dict[str, VectorMoments], n_layers: int) -> Figure:
         low, middle, high = np.array(bands).T
         axes.fill_between(layers, low, high, color=colour, alpha=0.25, linewidth=0)
         axes.plot(layers, middle, color=colour, marker="o", markersize=3, label=label)
-    axes.set_yscale("log")
+    _in_powers(axes)
     axes.set_ylabel("RMS over the dimensions of a row")
     axes.set_title("Size of x and mlp_out: median and 5–95 % of rows")
     axes.legend(frameon=False)
@@ -117,7 +117,7 @@ def _kinds_figure(look: CardLook, n_layers: int) -> Figure:
             axes.plot(of_all, color=colour, marker=marker, markersize=4, label=line.kind)
             if not np.allclose(of_all, usual, rtol=1e-3, equal_nan=True):
                 axes.plot(usual, color=colour, linestyle="--", linewidth=1)
-        axes.set_yscale("log")
+        _in_powers(axes)
         axes.set_title(f"Mean norm of {title}", fontsize=11)
     both[0].legend(frameon=False)
     both[0].set_ylabel("Euclidean norm")
@@ -195,6 +195,13 @@ def _by_layer(axes: Axes, n_layers: int, most_ticks: int) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=most_ticks))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _in_powers(axes: Axes) -> None:
+    """Make the vertical axis logarithmic, with plain numbers: to set powers takes twice as long."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(LogFormatter())
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -14,6 +14,7 @@ from loopback_hub import DEFAULT_TOKEN
 from random_store import make_random_store
 
 from builder.build import build
+from builder.drawn.rows import draw_rows
 from builder.info import info
 from builder.push import push
 from llava_amber_activations import (
@@ -24,6 +25,8 @@ from llava_amber_activations import (
     load_statistics,
 )
 from llava_amber_activations.reading import read_ahead
+from llava_amber_activations.sources.fetched import fetched_bytes
+from llava_amber_activations.sources.source import open_source
 
 
 def column_bytes(folder, names):
@@ -256,3 +259,20 @@ def test_missing_and_private_repos(hub, cli, narrow_dataset):
         assert "hf auth login" in result.stderr and len(result.stderr.splitlines()) == 1
     result = cli("info", "lab/private", HF_TOKEN=DEFAULT_TOKEN)
     assert result.returncode == 0, result.stderr
+
+
+def test_drawn_rows_fetch_their_own_bytes_alone_and_count_them(hub, pushed_wide, wide_dataset):
+    """Two layers' x of two of four row groups; what is counted is what was sent."""
+    Activations(pushed_wide)
+    hub.reset_counts()
+    before = fetched_bytes()
+    source = open_source(pushed_wide)
+    rows = draw_rows(source, layers=[5, 9], mlp_out=False, max_bytes=2 * 64 * 2 * 8192)
+    sent = hub.bytes_sent()
+    assert len(rows) == 128 and set(rows.vectors) == {"x_05", "x_09"}
+    here = draw_rows(open_source(wide_dataset), layers=[5, 9], mlp_out=False, max_bytes=2**21)
+    assert here.samples == rows.samples
+    assert np.array_equal(here.vectors["x_09"], rows.vectors["x_09"])
+    needed = column_bytes(wide_dataset, {"x_05", "x_09"}) / 2
+    assert needed < sent < 1.1 * needed
+    assert fetched_bytes() - before == sent
