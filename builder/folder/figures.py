@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, MaxNLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import LogFormatter, MaxNLocator, PercentFormatter
 
 from builder.drawn.card_look import CardLook
 from builder.drawn.patches import PatchMap
@@ -201,7 +201,7 @@ def _in_powers(axes: Axes) -> None:
     """Make the vertical axis logarithmic, with plain numbers: to set powers takes twice as long."""
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(LogFormatter())
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
 
 
 def _save(figure: Figure, path: Path) -> None:
