@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from llava_amber_activations.formats.arrow_vectors import numbers_in
 from llava_amber_activations.formats.columns import SAMPLE
@@ -90,23 +89,23 @@ def _blocks_in(source: Source, paths: Sequence[str], chosen: Iterable[int]) -> l
 
 
 def _groups_of(shards: Shards, url: str, start: int) -> list[_Group]:
-    footer = shards.footer(url)
-    column = footer.schema.names.index(SAMPLE)
     groups = []
-    for number in range(footer.num_row_groups):
-        group = footer.row_group(number)
-        if not group.num_rows:
-            continue
-        first, last = _samples_of(shards, url, number, group.column(column))
-        groups.append(_Group(range(start, start + group.num_rows), first, last))
-        start += group.num_rows
+    for number, n_rows in enumerate(shards.group_rows(url)):
+        if n_rows:
+            first, last = samples_of_group(shards, url, number)
+            groups.append(_Group(range(start, start + n_rows), first, last))
+        start += n_rows
     return groups
 
 
-def _samples_of(
-    shards: Shards, url: str, number: int, column: pq.ColumnChunkMetaData
-) -> tuple[int, int]:
-    """Return the first and the last sample of a row group."""
+def samples_of_group(shards: Shards, url: str, number: int) -> tuple[int, int]:
+    """Return the first and the last sample of a row group that has rows, by its footer if it says.
+
+    Raises:
+        ActivationsError: the shard cannot be read.
+    """
+    footer = shards.footer(url)
+    column = footer.row_group(number).column(footer.schema.names.index(SAMPLE))
     statistics = column.statistics
     if statistics is not None and statistics.has_min_max:
         return int(statistics.min), int(statistics.max)

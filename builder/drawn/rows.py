@@ -14,7 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from builder.drawn.choosing import choose_blocks, choose_layers, find_blocks
+from builder.drawn.choosing import (
+    choose_blocks,
+    choose_layers,
+    find_blocks,
+    samples_of_group,
+)
 from builder.drawn.row_ranges import guide_shards, names_there, read_leading, read_row_vectors
 from llava_amber_activations.formats.arrow_vectors import Vectors, numbers_in
 from llava_amber_activations.formats.columns import (
@@ -24,12 +29,16 @@ from llava_amber_activations.formats.columns import (
     PATCH_COL,
     PATCH_ROW,
     POSITION,
+    QUERY,
     SAMPLE,
     TOKEN_ID,
+    TOKENS,
 )
+from llava_amber_activations.formats.dataset_folder import SAMPLES, SAMPLES_SPLIT
 from llava_amber_activations.formats.layers import mlp_out_name, x_name
-from llava_amber_activations.reading.sample_table import read_samples_table
-from llava_amber_activations.sources.source import Source
+from llava_amber_activations.reading.layer_rows import read_columns
+from llava_amber_activations.reading.read_ahead import Shards, read_in_order
+from llava_amber_activations.sources.source import Source, expected_rows
 
 # Of vectors, before compression.
 DEFAULT_MAX_BYTES = 256_000_000
@@ -198,17 +207,29 @@ class _SampleTexts:
 
 
 def _texts(source: Source, samples: Int32s) -> dict[int, _SampleTexts]:
-    """Return the texts of samples; none where the dataset has no config `samples`."""
-    if not any(path.startswith("samples/") for path in source.manifest.files):
-        return {}
-    table = read_samples_table(source)
-    if not {"query", "tokens"} <= set(table.column_names):
-        return {}
-    table = table.filter(np.isin(numbers_in(table[SAMPLE]), samples))
-    columns = (table[name].to_pylist() for name in (SAMPLE, "query", "tokens"))
-    return {
-        sample: _SampleTexts(query, tokens) for sample, query, tokens in zip(*columns, strict=True)
-    }
+    """Return the texts of samples; none where the dataset has no config `samples`.
+
+    Of a large dataset the row groups alone that hold them are read.
+    """
+    paths = source.manifest.shards(SAMPLES, SAMPLES_SPLIT)
+    urls = [source.url(path) for path in paths]
+    shards = Shards(urls, expected_rows(source, paths), checked=True, most_open=1)
+    wanted = np.unique(samples)
+    groups = []
+    for group in shards.row_groups():
+        first, last = samples_of_group(shards, group.url, group.number)
+        if ((wanted >= first) & (wanted <= last)).any():
+            groups.append(group)
+    columns = (SAMPLE, QUERY, TOKENS)
+    found = {}
+    for table in read_in_order(
+        shards, groups, lambda shard, number: read_columns(shard, number, columns)
+    ):
+        there = table.filter(np.isin(numbers_in(table[SAMPLE]), wanted))
+        texts = (there[name].to_pylist() for name in columns)
+        for sample, query, tokens in zip(*texts, strict=True):
+            found[sample] = _SampleTexts(query, tokens)
+    return found
 
 
 def _samples_of(

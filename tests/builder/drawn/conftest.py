@@ -10,11 +10,16 @@ from llava_amber_activations.formats.recipe import Recipe
 from llava_amber_activations.store.chunk import write_chunk
 from llava_amber_activations.store.finish import finish_store
 from llava_amber_activations.store.layout import chunk_path, write_recipe
-from llava_amber_activations.store.samples import SampleRecord
+from llava_amber_activations.store.samples import SampleRecord, Tokens
 
 N_SAMPLES, N_ROWS, N_LAYERS, WIDTH = 12, 40, 4, 16
 # Positions 2 … 17 are a picture of 4 × 4 patches, 36 … 39 the answer.
 PATCHES, ANSWER = range(2, 18), range(36, 40)
+TOKENS = [
+    *("<s>", "USER:"),
+    *["<image>"] * len(PATCHES),
+    *(f" word{position}" for position in range(PATCHES.stop, N_ROWS)),
+]
 SINK = {"layer": 2, "position": 0, "dimension": 5, "value": 3000.0}
 
 
@@ -61,7 +66,15 @@ def planted_store(tmp_path_factory):
     tensors["x_01"][positions == PATCHES.start + 6] *= 3
     tensors["mlp_out_01"][positions == PATCHES.start + 6] *= 3
     records = [
-        SampleRecord(number, 1 + number, f"AMBER_{1 + number}.jpg", "Describe.", "0" * 64, N_ROWS)
+        SampleRecord(
+            number,
+            1 + number,
+            f"AMBER_{1 + number}.jpg",
+            f"Describe picture {number}.",
+            "0" * 64,
+            N_ROWS,
+            tokens=Tokens.of(TOKENS),
+        )
         for number in range(N_SAMPLES)
     ]
     write_chunk(chunk_path(store, 0), tensors, records)

@@ -2,15 +2,18 @@
 
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from huggingface_hub import DatasetCard
 from PIL import Image
+from random_store import read_vectors
 
 from builder.build import build
 from builder.drawn.card_look import look_at
 from builder.drawn.card_words import code, figure_words
+from builder.folder.card import card_text
 from llava_amber_activations import load_statistics
 from llava_amber_activations.sources.source import open_source
 
@@ -61,7 +64,7 @@ def test_the_jump_is_explained(text, look):
         text,
     )
     assert "At layer 2, 12 rows are over ten times as large as the median one" in text
-    assert "those at position 0 (`token 1000`) have a mean norm of 3,000" in text
+    assert "those at position 0 (`<s>`) have a mean norm of 3,000" in text
 
 
 def test_where_nothing_jumps_it_is_said(small_dataset):
@@ -77,18 +80,14 @@ def test_two_rows_are_read_as_text(planted_store, text, look):
     assert (last.kind, last.position, last.patch) == ("generated", 39, None)
     assert "| sample | 0 (id 1) | 0 (id 1) |" in text
     assert "| picture | `AMBER_1.jpg` | `AMBER_1.jpg` |" in text
+    assert "| query | Describe picture 0. | Describe picture 0. |" in text
+    assert "| ` word35 word36 word37 word38` **` word39`** |" in text
     assert "| patch | row 2, column 0 |  |" in text
-    norm = np.linalg.norm(look_at_row(planted_store, "x_03", 10))
+    norm = np.linalg.norm(read_vectors(planted_store)["x_03"][10])
     assert f"| norm of `x` at layer 3 | {norm:.3g} |" in text
 
 
-def look_at_row(store, name, row):
-    from random_store import read_vectors
-
-    return read_vectors(store)[name][row]
-
-
-def test_no_code_scrolls_sideways(planted, last_dataset, planted_store, tmp_path):
+def test_no_code_scrolls_sideways(planted, last_dataset):
     """With every config and with one: as wide as the Hub's page shows, and no wider."""
     for folder in (planted, last_dataset):
         text = (folder / "README.md").read_text(encoding="utf-8")
@@ -116,10 +115,6 @@ def test_equal_data_gives_equal_figures(planted_store, planted, tmp_path):
 
 def test_a_folder_of_an_earlier_release_shows_what_it_has(planted, tmp_path):
     """Figures that are not in the manifest are not spoken of."""
-    from dataclasses import replace
-
-    from builder.folder.card import card_text
-
     shutil.copytree(planted, tmp_path / "dataset")
     manifest = open_source(planted).manifest
     new = ("figures/kinds.png", "figures/sinks.png", "figures/patches.png")

@@ -29,11 +29,11 @@ def test_a_planted_sink_is_named(planted):
     assert largest.positions[0][0] == 0
     assert largest.positions[0][1] == pytest.approx((x[at, 5] ** 2).sum() / (x[:, 5] ** 2).sum())
     position = found.positions[0]
-    assert (position.position, position.kind, position.token) == (0, "text", "token 1000")
+    assert (position.position, position.kind, position.token) == (0, "text", "<s>")
     assert position.n_rows == 12
     assert position.share == pytest.approx((x[at] ** 2).sum() / total)
     assert position.mean_norm == pytest.approx(np.linalg.norm(x[at], axis=1).mean())
-    assert found.tokens[0].token == "token 1000" and found.tokens[0].n_rows == 12
+    assert found.tokens[0].token == "<s>" and found.tokens[0].n_rows == 12
     assert found.n_outliers == 12 and found.outlier_share == pytest.approx(position.share)
     assert found.median_norm == pytest.approx(np.median(np.linalg.norm(x, axis=1)))
     assert sum(found.dimension_shares) == pytest.approx(1)

@@ -37,7 +37,10 @@ def test_all_rows_where_they_fit(planted, stored):
     check_values(rows, stored, [f"{kind}_{n:02d}" for kind in ("x", "mlp_out") for n in range(4)])
     assert [each.sample for each in rows.samples] == list(range(12))
     assert rows.samples[3].rows == range(120, 160)
-    assert (rows.samples[3].id, rows.samples[3].image) == (4, "AMBER_4.jpg")
+    third = rows.samples[3]
+    assert (third.id, third.image, third.query) == (4, "AMBER_4.jpg", "Describe picture 3.")
+    assert rows.tokens[120:124] == ("<s>", "USER:", "<image>", "<image>")
+    assert rows.token_text(159) == " word39"
 
 
 def test_a_budget_draws_whole_samples_and_a_seed_says_which(planted, stored):
