@@ -29,7 +29,8 @@ from builder.folder.unfinished import (
     unfinished_folder,
 )
 from builder.samples.asked import NOTHING_ASKED, SamplesAsked, picture_bytes
-from builder.samples.write import NOTHING_JOINED, write_samples
+from builder.samples.joined import joined_columns
+from builder.samples.write import write_samples
 from builder.shards.plan import parse_shard_size
 from builder.shards.tasks import (
     ShardTask,
@@ -85,7 +86,7 @@ def build(
         configs: `default` (which brings `L0` … with it), `all_layers` or both. If None, both; or
             `all_layers` alone, where `default` would be over 20 GB before compression.
         max_shard_size: most bytes of a Parquet file before compression, such as `500MB`.
-        samples: what config `samples` holds beside what the store says: pictures.
+        samples: what config `samples` holds beside what the store says: annotations, pictures.
         num_proc: shards written at once, or more where there are cores for it: up to four by
             threads, more by processes.
         force: go on where the disk has less room than the folder will surely take.
@@ -113,6 +114,7 @@ def build(
         store_sha256=contents.sha256,
         configs=tuple(sorted(set(configs))),
         max_shard_bytes=shard_bytes,
+        joined=samples.digests(),
         pictures=samples.image_dir is not None,
         picture_size=samples.picture_size,
     )
@@ -125,6 +127,7 @@ def build(
     check_free(dataset)
     planned = recipe, sum(rows), n_targets, configs
     check_build_room(dataset, *planned, picture_bytes(samples, records), force=force)
+    joined = joined_columns(records, samples)
     norms = read_store_norms(store, recipe)
     tasks = _plan_vectors(contents, rows, window, recipe.kept_layers, configs, shard_bytes)
     every: list[tuple[Contents, list[ShardTask], str]] = [(contents, tasks, "build")]
@@ -163,7 +166,7 @@ def build(
         if ranks.world_size > 1:
             launch = launched.enter_context(begun_launch(begun.ranks))
         # First, because a picture that is not the one that was captured ends the build.
-        files = write_samples(folder, records, NOTHING_JOINED, samples, recipe.n_layers)
+        files = write_samples(folder, records, joined, samples, recipe.n_layers)
         if launch is not None:
             make_mine(begun)
             wait_for_others(begun.ranks, launch, ranks)

@@ -3,6 +3,7 @@
 pip install llava-amber-activations               reads, verifies and exports
 pip install 'llava-amber-activations[capture]'    runs models too
 pip install 'llava-amber-activations[figures]'    builds dataset folders, with their figures
+pip install 'llava-amber-activations[labels]'     finds annotated words in answers
 pip install 'llava-amber-activations[crosslayer-coding]'    exports for that trainer (HDF5)
 """
 
@@ -13,7 +14,7 @@ from typing import Literal
 
 from llava_amber_activations.errors import ActivationsError
 
-Extra = Literal["capture", "crosslayer-coding", "figures"]
+Extra = Literal["capture", "crosslayer-coding", "figures", "labels"]
 
 # What pyproject.toml lists for each, by the name that is imported: (module, package).
 EXTRAS: dict[Extra, tuple[tuple[str, str], ...]] = {
@@ -25,6 +26,7 @@ EXTRAS: dict[Extra, tuple[tuple[str, str], ...]] = {
     ),
     "crosslayer-coding": (("h5py", "h5py"),),
     "figures": (("matplotlib", "matplotlib"),),
+    "labels": (("simplemma", "simplemma"),),
 }
 
 

@@ -70,8 +70,8 @@ def check_build(
         force: go on where the disk has too little room.
 
     Raises:
-        ActivationsError: the options are not right, the store is none or unfinished, a picture
-            that is asked for is missing, something is in the way at `dataset`, or its disk
+        ActivationsError: the options are not right, the store is none or unfinished, a file or a
+            picture that is asked for is missing, something is in the way at `dataset`, or its disk
             has too little room.
     """
     check_configs(BUILT_CONFIGS if configs is None else configs)
@@ -87,6 +87,7 @@ def check_build(
         check_n_targets(n_targets, recipe.n_layers)
     records = read_samples(store)
     rows = sum(record.n_rows for record in records)
+    samples.digests()
     if (dataset / MANIFEST_FILE).is_file():
         return  # built already, perhaps from this store
     check_free(dataset)

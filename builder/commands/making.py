@@ -31,6 +31,25 @@ def build(
         ),
     ] = None,
     max_shard_size: MaxShardSize = "500MB",
+    annotations: Annotated[
+        Path | None,
+        typer.Option(help="Benchmark's annotations to join by `id`: JSON.", show_default="none"),
+    ] = None,
+    relations: Annotated[
+        Path | None,
+        typer.Option(help="With --annotations: AMBER's relation.json.", show_default="none"),
+    ] = None,
+    safe_words: Annotated[
+        Path | None,
+        typer.Option(help="With --relations: AMBER's safe_words.txt.", show_default="none"),
+    ] = None,
+    answers: Annotated[
+        Path | None,
+        typer.Option(
+            help="Answers to label instead of the captured ones: JSON of `id` and `response`.",
+            show_default="none",
+        ),
+    ] = None,
     embed_pictures: Annotated[
         bool,
         typer.Option(
@@ -67,7 +86,11 @@ def build(
         raise typer.BadParameter("--embed-pictures needs --image-dir")
     if not embed_pictures and (image_dir is not None or picture_size is not None):
         raise typer.BadParameter("--image-dir and --picture-size go with --embed-pictures")
-    samples = SamplesAsked(image_dir, picture_size)
+    if relations is not None and annotations is None:
+        raise typer.BadParameter("--relations goes with --annotations")
+    if safe_words is not None and relations is None:
+        raise typer.BadParameter("--safe-words goes with --relations")
+    samples = SamplesAsked(annotations, relations, safe_words, answers, image_dir, picture_size)
     names = None if configs is None else [name.strip() for name in configs.split(",")]
     check_build(store, dataset, n_targets, names, max_shard_size, samples, force=force)
     from builder.build import build as build_folder

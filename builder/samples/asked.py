@@ -1,4 +1,4 @@
-"""What is asked of config `samples`: pictures to put into it."""
+"""What is asked of config `samples`: files to join to it, and pictures to put into it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llava_amber_activations.errors import ActivationsError
+from llava_amber_activations.files.checksums import sha256_of
 from llava_amber_activations.files.read_errors import read_errors
 from llava_amber_activations.parsing.checked_values import check_relative_path
 from llava_amber_activations.store.samples import SampleRecord
@@ -17,12 +18,40 @@ class SamplesAsked:
     """What config `samples` is to hold beside what the store says of each sample.
 
     Attributes:
+        annotations, relations, safe_words, answers: files to join; see `builder.labels`.
         image_dir: folder of the pictures, where they are to be in it.
         picture_size: longest side of each picture in pixels; None for the files' own bytes.
     """
 
+    annotations: Path | None = None
+    relations: Path | None = None
+    safe_words: Path | None = None
+    answers: Path | None = None
     image_dir: Path | None = None
     picture_size: int | None = None
+
+    @property
+    def joined(self) -> dict[str, Path]:
+        """The files to join, by the options that name them."""
+        files = {
+            "annotations": self.annotations,
+            "relations": self.relations,
+            "safe_words": self.safe_words,
+            "answers": self.answers,
+        }
+        return {name: path for name, path in files.items() if path is not None}
+
+    def digests(self) -> dict[str, str]:
+        """Return the SHA-256 of each file to join.
+
+        Raises:
+            ActivationsError: one is missing or cannot be read.
+        """
+        found = {}
+        for name, path in self.joined.items():
+            with read_errors(path):
+                found[name] = sha256_of(path)
+        return found
 
 
 NOTHING_ASKED = SamplesAsked()

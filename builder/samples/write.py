@@ -25,8 +25,6 @@ from llava_amber_activations.store.samples import SampleRecord
 # give up a dictionary at 1 MiB.
 _MOST_DICTIONARY_BYTES = 64 * 2**20
 
-NOTHING_JOINED = pa.table({})
-
 
 def write_samples(
     folder: Path,

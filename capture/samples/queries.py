@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_amber_activations.errors import ActivationsError
-from llava_amber_activations.parsing.typed_json import parse_json
+from llava_amber_activations.parsing.typed_json import parse_json, parse_json_lines
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def read_queries(path: Path, max_samples: int | None = None) -> tuple[list[Query
         content = path.read_bytes()
     except OSError as error:
         raise ActivationsError(f"cannot read {named}: {error.strerror}") from None
-    parse = _json_lines if path.suffix == ".jsonl" else parse_json
+    parse = parse_json_lines if path.suffix == ".jsonl" else parse_json
     entries = parse(content, named)
     if not isinstance(entries, list):
         kind = type(entries).__name__
@@ -54,11 +54,6 @@ def read_queries(path: Path, max_samples: int | None = None) -> tuple[list[Query
         raise ActivationsError(f"the query file {path} is empty: there is nothing to capture")
     queries = [_query(sample, entry, path) for sample, entry in enumerate(entries[:max_samples])]
     return queries, hashlib.sha256(content).hexdigest()
-
-
-def _json_lines(content: bytes, named: str) -> list[Any]:
-    lines = enumerate(content.splitlines(), start=1)
-    return [parse_json(line, f"line {number} of {named}") for number, line in lines if line.strip()]
 
 
 def _query(sample: int, entry: Any, path: Path) -> Query:

@@ -108,6 +108,7 @@ class BuiltFrom:
         store_sha256: one checksum of all that the capture store holds.
         configs: that were asked for.
         max_shard_bytes: most bytes of a shard before compression.
+        joined: SHA-256 of the files that were joined to the samples, by the option that named each.
         pictures: whether the pictures are in it; `picture_size` is the longest side of each, None
             where they are the files' own bytes.
     """
@@ -115,6 +116,7 @@ class BuiltFrom:
     store_sha256: str
     configs: tuple[str, ...]
     max_shard_bytes: int
+    joined: dict[str, str] = dataclasses.field(default_factory=dict)
     pictures: bool = False
     picture_size: int | None = None
 
@@ -122,6 +124,8 @@ class BuiltFrom:
         check_sha256("store_sha256", self.store_sha256)
         check_number("max_shard_bytes", self.max_shard_bytes, 1, INT64_MAX)
         check_number("picture_size", self.picture_size, 1, INT64_MAX)
+        for name, sha256 in self.joined.items():
+            check_sha256(name, sha256)
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,16 @@ def parse_json(text: str | bytes, where: object) -> Any:
     return value
 
 
+def parse_json_lines(content: bytes, where: object) -> list[Any]:
+    """Parse JSON-lines, a value each line, as `parse_json` does; empty lines are none.
+
+    Raises:
+        ActivationsError: a line is not JSON; the message names the line and `where`.
+    """
+    lines = enumerate(content.splitlines(), start=1)
+    return [parse_json(line, f"line {number} of {where}") for number, line in lines if line.strip()]
+
+
 def parse_json_object(text: str | bytes, where: object) -> dict[str, Any]:
     """Parse a JSON object, as `parse_json` does.
 

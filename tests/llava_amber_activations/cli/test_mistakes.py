@@ -142,6 +142,10 @@ def test_usage(say, capture_arguments):
         "go with --recapture": ["verify", "store", "--model", "m"],
         "--embed-pictures needs --image-dir": ["build", "s", "d", "--embed-pictures"],
         "go with --embed-pictures": ["build", "s", "d", "--picture-size", "64"],
+        "--relations goes with --annotations": ["build", "s", "d", "--relations", "r.json"],
+        "--safe-words goes with --relations": [
+            *("build", "s", "d", "--annotations", "a.json", "--safe-words", "w.txt")
+        ],
         "give the dataset folder once": ["push", "--repo-id", "a/b"],
     }
     for expected, (code, said) in zip(cases, say(*cases.values()), strict=True):
