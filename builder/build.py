@@ -127,7 +127,7 @@ def build(
     check_free(dataset)
     planned = recipe, sum(rows), n_targets, configs
     check_build_room(dataset, *planned, picture_bytes(samples, records), force=force)
-    joined = joined_columns(records, samples)
+    joined = joined_columns(records, samples, shown=ranks.is_first)
     norms = read_store_norms(store, recipe)
     tasks = _plan_vectors(contents, rows, window, recipe.kept_layers, configs, shard_bytes)
     every: list[tuple[Contents, list[ShardTask], str]] = [(contents, tasks, "build")]

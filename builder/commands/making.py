@@ -86,8 +86,9 @@ def build(
         raise typer.BadParameter("--embed-pictures needs --image-dir")
     if not embed_pictures and (image_dir is not None or picture_size is not None):
         raise typer.BadParameter("--image-dir and --picture-size go with --embed-pictures")
-    if relations is not None and annotations is None:
-        raise typer.BadParameter("--relations goes with --annotations")
+    for option, path in (("--relations", relations), ("--answers", answers)):
+        if path is not None and annotations is None:
+            raise typer.BadParameter(f"{option} goes with --annotations")
     if safe_words is not None and relations is None:
         raise typer.BadParameter("--safe-words goes with --relations")
     samples = SamplesAsked(annotations, relations, safe_words, answers, image_dir, picture_size)

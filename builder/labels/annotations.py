@@ -13,18 +13,16 @@ import pyarrow as pa
 from builder.labels.amber import HALLU, TRUTH, TYPE, is_amber_type
 from builder.labels.entries import read_entries
 from llava_amber_activations.errors import ActivationsError
+from llava_amber_activations.formats.columns import IMAGE, PICTURE, QUERY, SAMPLE_COLUMNS
 from llava_amber_activations.store.samples import SampleRecord
 
-LABEL_COLUMNS = (
+# Of this project, beside the samples' own.
+_LABELS = (
     *("truth", "hallu", "truth_answer", "dimension", "answer", "correct", "mentions"),
     "given_response",
 )
 # Of the samples' own columns, those that a benchmark repeats.
-_REPEATED = ("image", "query")
-_OWN = (
-    *("sample", "id", "image", "query", "prompt", "response", "n_rows", "image_sha256", "error"),
-    *("tokens", "response_start", "picture"),
-)
+_REPEATED = (IMAGE, QUERY)
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ def other_columns(records: Sequence[SampleRecord], annotations: Annotations) -> 
         keys.pop(TYPE, None)
     columns = {}
     for key in keys:
-        if key in (*LABEL_COLUMNS, *_OWN):
+        if key in (*_LABELS, *SAMPLE_COLUMNS, PICTURE):
             more = ", or 'truth' where it is the right one of yes and no" if key == "answer" else ""
             raise ActivationsError(
                 f"annotations in {annotations.path} have the key {key!r}, which is a column of "

@@ -52,12 +52,15 @@ def read_entries(path: Path, what: str) -> dict[int, dict[str, Any]]:
     return entries
 
 
-def check_joined(entries: Mapping[int, Any], ids: Iterable[int], path: Path, what: str) -> None:
+def check_joined(
+    entries: Mapping[int, Any], ids: Iterable[int], path: Path, what: str, *, shown: bool = True
+) -> None:
     """Check that entries are of these samples, and say how many are of none.
 
     Args:
         ids: of the samples.
         what: the entries are, such as "annotations".
+        shown: whether this process says it.
 
     Raises:
         ActivationsError: not one of them is of a sample.
@@ -70,7 +73,7 @@ def check_joined(entries: Mapping[int, Any], ids: Iterable[int], path: Path, wha
             f"are from {min(known)} to {max(known)}, and theirs from {min(entries)} to "
             f"{max(entries)}"
         )
-    if n_joined < len(entries):
+    if shown and n_joined < len(entries):
         note(
             f"{path}: {n_joined} of {len(entries)} {what} are of samples of this store; the others "
             "are left aside"

@@ -62,4 +62,4 @@ def _lemma(word: str) -> str:
     # It loads its dictionary when it is first asked: not before there is a word to look up.
     import simplemma
 
-    return simplemma.lemmatize(word, lang="en")
+    return str(simplemma.lemmatize(word, lang="en"))

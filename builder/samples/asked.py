@@ -18,7 +18,10 @@ class SamplesAsked:
     """What config `samples` is to hold beside what the store says of each sample.
 
     Attributes:
-        annotations, relations, safe_words, answers: files to join; see `builder.labels`.
+        annotations: file to join by `id`.
+        relations, safe_words: AMBER's files, by which words of answers are known beside those that
+            are annotated.
+        answers: file of the answers to label, in the place of the captured ones.
         image_dir: folder of the pictures, where they are to be in it.
         picture_size: longest side of each picture in pixels; None for the files' own bytes.
     """

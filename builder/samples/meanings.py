@@ -11,6 +11,7 @@ _MEANINGS = {
     "dimension": "what a question is about",
     "answer": "what the response says, `yes` or `no`; null where it says neither",
     "correct": "whether `answer` is `truth_answer`",
+    "given_response": "what was labelled in the place of `response`",
     "mentions": "words of the response that are annotated: where, and whether they are made up",
 }
 

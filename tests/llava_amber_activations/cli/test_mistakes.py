@@ -142,6 +142,7 @@ def test_usage(say, capture_arguments):
         "go with --recapture": ["verify", "store", "--model", "m"],
         "--embed-pictures needs --image-dir": ["build", "s", "d", "--embed-pictures"],
         "go with --embed-pictures": ["build", "s", "d", "--picture-size", "64"],
+        "--answers goes with --annotations": ["build", "s", "d", "--answers", "r.json"],
         "--relations goes with --annotations": ["build", "s", "d", "--relations", "r.json"],
         "--safe-words goes with --relations": [
             *("build", "s", "d", "--annotations", "a.json", "--safe-words", "w.txt")
