@@ -166,11 +166,11 @@ def example_lines(examples: Sequence[ExampleRow]) -> list[tuple[str, list[str]]]
     known = [example for example in examples if example.norms]
     lines = [
         ("sample", [f"{each.sample} (id {each.id})" for each in known]),
-        ("picture", [code(each.image) if each.image else "unknown" for each in known]),
+        ("picture", [code(each.image).replace("|", "\\|") or "unknown" for each in known]),
         ("query", [_plain(each.query) if each.query else "" for each in known]),
         ("kind of token", [each.kind or "unknown" for each in known]),
         ("position", [str(each.position) for each in known]),
-        ("token", [_in_place(each) for each in known]),
+        ("token", [_in_place(each).replace("|", "\\|") for each in known]),
         (
             "patch",
             [
@@ -195,8 +195,8 @@ def _in_place(example: ExampleRow) -> str:
 
 
 def code(text: str) -> str:
-    """Return text as Markdown's code in a table, on one line; nothing of nothing."""
-    shown = text.replace("\n", "↵").replace("`", "'").replace("|", "\\|")
+    """Return text as Markdown's code, on one line; nothing of nothing."""
+    shown = text.replace("\n", "↵").replace("`", "'")
     return f"`{shown}`" if shown.strip() else ("`␣`" if shown else "")
 
 

@@ -78,7 +78,7 @@ def _rms_figure(moments: dict[str, VectorMoments], n_layers: int) -> Figure:
         low, middle, high = np.array(bands).T
         axes.fill_between(layers, low, high, color=colour, alpha=0.25, linewidth=0)
         axes.plot(layers, middle, color=colour, marker="o", markersize=3, label=label)
-    _in_powers(axes)
+    logarithmic(axes)
     axes.set_ylabel("RMS over the dimensions of a row")
     axes.set_title("Size of x and mlp_out: median and 5–95 % of rows")
     axes.legend(frameon=False)
@@ -117,7 +117,7 @@ def _kinds_figure(look: CardLook, n_layers: int) -> Figure:
             axes.plot(of_all, color=colour, marker=marker, markersize=4, label=line.kind)
             if not np.allclose(of_all, usual, rtol=1e-3, equal_nan=True):
                 axes.plot(usual, color=colour, linestyle="--", linewidth=1)
-        _in_powers(axes)
+        logarithmic(axes)
         axes.set_title(f"Mean norm of {title}", fontsize=11)
     both[0].legend(frameon=False)
     both[0].set_ylabel("Euclidean norm")
@@ -197,11 +197,18 @@ def _by_layer(axes: Axes, n_layers: int, most_ticks: int) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _in_powers(axes: Axes) -> None:
+class _PlainLogFormatter(LogFormatter):
+    """Labels the ticks that matplotlib would, as `0.1` and not as `1e-01`."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
+
+
+def logarithmic(axes: Axes) -> None:
     """Make the vertical axis logarithmic, with plain numbers: to set powers takes twice as long."""
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(LogFormatter())
-    axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
+    axes.yaxis.set_major_formatter(_PlainLogFormatter())
+    axes.yaxis.set_minor_formatter(_PlainLogFormatter(labelOnlyBase=False))
 
 
 def _save(figure: Figure, path: Path) -> None:

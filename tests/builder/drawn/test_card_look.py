@@ -7,13 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from huggingface_hub import DatasetCard
+from matplotlib.figure import Figure
 from PIL import Image
 from random_store import read_vectors
 
 from builder.build import build
 from builder.drawn.card_look import look_at
-from builder.drawn.card_words import code, figure_words
+from builder.drawn.card_words import code, example_lines, figure_words
 from builder.folder.card import card_text
+from builder.folder.figures import logarithmic
 from llava_amber_activations import load_statistics
 from llava_amber_activations.sources.source import open_source
 
@@ -125,7 +127,27 @@ def test_a_folder_of_an_earlier_release_shows_what_it_has(planted, tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "shown"),
-    [(" a", "` a`"), ("a|b`c\nd", "`a\\|b'c↵d`"), ("\n", "`↵`"), ("  ", "`␣`"), ("", "")],
+    [(" a", "` a`"), ("a|b`c\nd", "`a|b'c↵d`"), ("\n", "`↵`"), ("  ", "`␣`"), ("", "")],
 )
-def test_a_token_in_a_table(text, shown):
+def test_a_token_as_code(text, shown):
     assert code(text) == shown
+
+
+def test_text_does_not_break_the_table(look):
+    """A bar ends a cell, even of code; a query's marks are no marks."""
+    row = replace(look.examples[0], token="<|im|>", before=("a|",), after=(), query="_a_ | b\nc")
+    lines = dict(example_lines([row]))
+    assert lines["token"] == ["`a\\|` **`<\\|im\\|>`**"]
+    assert lines["query"] == ["\\_a\\_ \\| b c"]
+
+
+def test_ticks_are_plain_numbers():
+    """Of a narrow range too, which has no power of ten in it."""
+    for limits, expected in (((0.05, 200), {"0.1", "1", "10", "100"}), ((3, 4), {"3", "4"})):
+        axes = Figure().add_subplot()
+        axes.set_ylim(*limits)
+        logarithmic(axes)
+        axes.set_ylim(*limits)
+        axes.figure.draw_without_rendering()
+        labels = axes.get_yticklabels() + axes.get_yticklabels(minor=True)
+        assert expected <= {label.get_text() for label in labels} - {""}
