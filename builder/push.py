@@ -15,17 +15,20 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, HfFileSystem
 from huggingface_hub.errors import HfHubHTTPError
 
+from builder.asked.report_asked import DEFAULT_MAX_BYTES
 from builder.folder.card import card_text
 from builder.folder.format_tag import put_tag
 from builder.folder.provenance import public_recipe
 from builder.verify import verify
 from llava_amber_activations.console.progress import Progress
+from llava_amber_activations.console.sizes import parse_size
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files.whole import json_text
 from llava_amber_activations.formats.dataset_folder import (
     CARD_FILE,
     CONFIG_DIRS,
     MANIFEST_FILE,
+    REPORT_FILE,
     FileEntry,
     Manifest,
 )
@@ -95,6 +98,7 @@ def push(
     private: bool | None = None,
     token: str | None = None,
     overwrite: bool = False,
+    report: bool = False,
     announce: Callable[[str], None] = lambda line: None,
 ) -> Pushed:
     """Verify a dataset folder, upload it as one commit, and tag it with its format version.
@@ -107,6 +111,8 @@ def push(
         private: make a new repo private; the visibility of one that exists stays.
         token: in the place of the login.
         overwrite: push to a repo that holds something else than a dataset of this project, too.
+        report: make the dataset's report too, and upload it as `report.html`: a file of the dataset
+            like its card, so that a later push without it takes it away.
         announce: is told in sentences what will be deleted, before it is.
 
     Raises:
@@ -116,8 +122,12 @@ def push(
     verify(dataset)
     manifest = open_source(dataset).manifest
     manifest = dataclasses.replace(manifest, recipe=public_recipe(manifest.recipe))
-    card = card_text(dataset, manifest, repo_id).encode()
-    manifest = _with_card(manifest, card)
+    made: dict[str, bytes] = {}
+    if report:
+        made[REPORT_FILE] = _report(dataset, repo_id)
+        manifest = _with_file(manifest, REPORT_FILE, made[REPORT_FILE])
+    made[CARD_FILE] = card_text(dataset, manifest, repo_id).encode()
+    manifest = _with_file(manifest, CARD_FILE, made[CARD_FILE])
     manifest_text = json_text(manifest.to_json()).encode()
     tag = f"v{manifest.format_version}"
     api = HfApi(token=token)
@@ -135,9 +145,9 @@ def push(
             *(
                 CommitOperationAdd(path, dataset / path)
                 for path in sorted(manifest.files)
-                if path != CARD_FILE
+                if path not in made
             ),
-            CommitOperationAdd(CARD_FILE, card),
+            *(CommitOperationAdd(path, content) for path, content in made.items()),
             CommitOperationAdd(MANIFEST_FILE, manifest_text),
         ]
         _upload(api, repo_id, additions)
@@ -176,9 +186,17 @@ def _upload(api: HfApi, repo_id: str, additions: list[CommitOperationAdd]) -> No
             progress.update(sum(addition.upload_info.size for addition in some))
 
 
-def _with_card(manifest: Manifest, card: bytes) -> Manifest:
-    entry = FileEntry(hashlib.sha256(card).hexdigest(), len(card))
-    return dataclasses.replace(manifest, files={**manifest.files, CARD_FILE: entry})
+def _report(dataset: Path, repo_id: str) -> bytes:
+    # plotly is there where reports are made.
+    from builder.report.report import make_report
+
+    size = parse_size(DEFAULT_MAX_BYTES)
+    return make_report(open_source(dataset), max_bytes=size, name=repo_id).text.encode()
+
+
+def _with_file(manifest: Manifest, path: str, content: bytes) -> Manifest:
+    entry = FileEntry(hashlib.sha256(content).hexdigest(), len(content))
+    return dataclasses.replace(manifest, files={**manifest.files, path: entry})
 
 
 def _state(api: HfApi, repo_id: str, revision: str = "main") -> RepoState:

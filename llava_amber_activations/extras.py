@@ -5,6 +5,7 @@ pip install 'llava-amber-activations[capture]'    runs models too
 pip install 'llava-amber-activations[figures]'    builds dataset folders, with their figures
 pip install 'llava-amber-activations[labels]'     finds annotated words in answers
 pip install 'llava-amber-activations[crosslayer-coding]'    exports for that trainer (HDF5)
+pip install 'llava-amber-activations[report]'     makes reports, a page of what a dataset looks like
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Literal
 
 from llava_amber_activations.errors import ActivationsError
 
-Extra = Literal["capture", "crosslayer-coding", "figures", "labels"]
+Extra = Literal["capture", "crosslayer-coding", "figures", "labels", "report"]
 
 # What pyproject.toml lists for each, by the name that is imported: (module, package).
 EXTRAS: dict[Extra, tuple[tuple[str, str], ...]] = {
@@ -27,6 +28,7 @@ EXTRAS: dict[Extra, tuple[tuple[str, str], ...]] = {
     "crosslayer-coding": (("h5py", "h5py"),),
     "figures": (("matplotlib", "matplotlib"),),
     "labels": (("simplemma", "simplemma"),),
+    "report": (("PIL", "pillow"), ("plotly", "plotly")),
 }
 
 
@@ -39,14 +41,20 @@ def need_extras(what: str, *extras: Extra) -> None:
     Raises:
         ActivationsError: one is not, with the command that installs what is missing.
     """
-    missing = {
-        extra: packages
-        for extra in extras
-        if (packages := [package for module, package in EXTRAS[extra] if find_spec(module) is None])
-    }
-    if missing:
-        names = ", ".join(name for packages in missing.values() for name in packages)
+    names: list[str] = []
+    wanted: list[Extra] = []
+    for extra in extras:
+        # What another of them brings too is named once.
+        missing = [
+            package
+            for module, package in EXTRAS[extra]
+            if find_spec(module) is None and package not in names
+        ]
+        if missing:
+            wanted.append(extra)
+            names += missing
+    if names:
         raise ActivationsError(
-            f"{what} needs {names}, not installed here: "
-            f"pip install 'llava-amber-activations[{','.join(missing)}]'"
+            f"{what} needs {', '.join(names)}, not installed here: "
+            f"pip install 'llava-amber-activations[{','.join(wanted)}]'"
         )

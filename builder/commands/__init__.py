@@ -8,6 +8,7 @@ from builder.commands.exporting import export
 from builder.commands.looking import info, verify
 from builder.commands.making import build, import_
 from builder.commands.pushing import push
+from builder.commands.reporting import report
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -16,6 +17,7 @@ def add_commands(app: typer.Typer) -> None:
         ("build", build),
         ("verify", verify),
         ("info", info),
+        ("report", report),
         ("push", push),
         ("export", export),
         ("import", import_),

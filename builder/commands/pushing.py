@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from llava_amber_activations.console.interruption import interruptible
+from llava_amber_activations.extras import need_extras
 
 
 def push(
@@ -28,6 +29,14 @@ def push(
             "--overwrite", help="Push to a repo that is not a dataset of this project, too."
         ),
     ] = False,
+    report: Annotated[
+        bool,
+        typer.Option(
+            "--report",
+            help="Upload the report, too, as report.html; pictures are in it where the data set "
+            "holds them.",
+        ),
+    ] = False,
     activations_dir: Annotated[
         Path | None,
         typer.Option(
@@ -43,6 +52,8 @@ def push(
     from builder.asked.files_to_take import check_push
 
     check_push(folder, repo_id, token)
+    if report:
+        need_extras("--report", "report")
     if token is not None:
         typer.echo(
             "warning: other users and your shell's history can see a token on the command line; "
@@ -67,6 +78,7 @@ def push(
             private=private or None,
             token=token,
             overwrite=overwrite,
+            report=report,
             announce=typer.echo,
         )
     typer.echo(f"{pushed.url} (tag {pushed.tag}, commit {pushed.commit[:8]})")

@@ -7,12 +7,13 @@ that are wanted; from the Hub nothing else travels but the footers of shards.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from builder.drawn.choosing import (
     choose_blocks,
@@ -140,6 +141,7 @@ def draw_rows(
     always: Sequence[int] = (),
     mlp_out: bool = True,
     tokens: bool = True,
+    table: pa.Table | None = None,
     seed: int = 0,
 ) -> DrawnRows | None:
     """Draw whole samples of a dataset and read their rows: all of them where they fit.
@@ -154,6 +156,7 @@ def draw_rows(
         always: layers that are read whichever others are.
         mlp_out: whether MLP outputs are read, too.
         tokens: look up the tokens' texts, where the dataset holds them.
+        table: what `read_samples_table` returns, for the tokens, where it has been read already.
         seed: of the draw.
 
     Returns:
@@ -179,7 +182,7 @@ def draw_rows(
     chosen = choose_blocks(blocks, len(names) * vector_bytes, max_bytes, seed)
     places = [block.rows for block in chosen]
     leading = read_leading(source, places)
-    texts = _texts(source, leading[SAMPLE]) if tokens else {}
+    texts = _texts(source, leading[SAMPLE], table) if tokens else {}
     return DrawnRows(
         samples=_samples_of(leading, texts),
         n_samples=recipe.n_samples,
@@ -206,30 +209,34 @@ class _SampleTexts:
     tokens: list[str] | None
 
 
-def _texts(source: Source, samples: Int32s) -> dict[int, _SampleTexts]:
-    """Return the texts of samples; none where the dataset has no config `samples`.
+def _texts(source: Source, samples: Int32s, table: pa.Table | None) -> dict[int, _SampleTexts]:
+    """Return the texts of samples; none where the dataset has no config `samples`."""
+    if not source.manifest.shards(SAMPLES, SAMPLES_SPLIT):
+        return {}
+    columns = (SAMPLE, QUERY, TOKENS)
+    wanted = np.unique(samples)
+    found = {}
+    for some in _tables_of(source, wanted, columns) if table is None else [table]:
+        there = some.filter(np.isin(numbers_in(some[SAMPLE]), wanted))
+        texts = (there[name].to_pylist() for name in columns)
+        for sample, query, tokens in zip(*texts, strict=True):
+            found[sample] = _SampleTexts(query, tokens)
+    return found
 
-    Of a large dataset the row groups alone that hold them are read.
-    """
+
+def _tables_of(source: Source, wanted: Int32s, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Yield row groups of config `samples`; of a large dataset those alone that hold `wanted`."""
     paths = source.manifest.shards(SAMPLES, SAMPLES_SPLIT)
     urls = [source.url(path) for path in paths]
     shards = Shards(urls, expected_rows(source, paths), checked=True, most_open=1)
-    wanted = np.unique(samples)
     groups = []
     for group in shards.row_groups():
         first, last = samples_of_group(shards, group.url, group.number)
         if ((wanted >= first) & (wanted <= last)).any():
             groups.append(group)
-    columns = (SAMPLE, QUERY, TOKENS)
-    found = {}
-    for table in read_in_order(
+    yield from read_in_order(
         shards, groups, lambda shard, number: read_columns(shard, number, columns)
-    ):
-        there = table.filter(np.isin(numbers_in(table[SAMPLE]), wanted))
-        texts = (there[name].to_pylist() for name in columns)
-        for sample, query, tokens in zip(*texts, strict=True):
-            found[sample] = _SampleTexts(query, tokens)
-    return found
+    )
 
 
 def _samples_of(

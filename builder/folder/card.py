@@ -26,6 +26,7 @@ from llava_amber_activations.formats.dataset_folder import (
     CLT_FEATURES,
     DEFAULT_CONFIG,
     NORMS_FILE,
+    REPORT_FILE,
     SAMPLES,
     SAMPLES_SPLIT,
     Manifest,
@@ -127,6 +128,7 @@ def card_text(folder: Path, manifest: Manifest, repo_id: str, look: CardLook | N
         figures=_figures(manifest, look),
         examples=[] if look is None else example_lines(look.examples),
         norms=NORMS_FILE if NORMS_FILE in manifest.files else None,
+        report=REPORT_FILE if REPORT_FILE in manifest.files else None,
         **_samples(folder, manifest),
     )
     return str(DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{text}"))

@@ -68,7 +68,7 @@ def demo(
     ] = Path("llava-amber-demo"),
 ) -> None:
     """Run the whole pipeline on a tiny random LLaVA and a few pictures, on the CPU."""
-    need_extras("the demo", "capture", "figures")
+    need_extras("the demo", "capture", "figures", "report")
     from llava_amber_activations.cli.demo import run_demo
 
     with interruptible(lambda: f"{output_dir} holds what was made so far: remove it to begin anew"):

@@ -19,6 +19,7 @@ For real, on AMBER with LLaVA-1.5-7B (a GPU with 24 GB):
       --image-dir AMBER/image --output-dir store --n-targets 16
   llava-amber build store dataset
   llava-amber verify dataset
+  llava-amber report dataset report.html --image-dir AMBER/image
 """
 
 
@@ -55,7 +56,9 @@ def run_demo(folder: Path, app: typer.Typer) -> None:
     layers = ["--format", "layers", "--batch-size", "8"]
     _run(app, ["export", dataset, str(folder / "pt"), *layers])
     _run(app, ["info", dataset])
-    typer.echo(f"\ndone in {time.perf_counter() - began:.0f} s")
+    page = folder / "report.html"
+    _run(app, ["report", dataset, str(page), "--image-dir", str(folder / "images")])
+    typer.echo(f"\ndone in {time.perf_counter() - began:.0f} s. To look at what was made: {page}")
     typer.echo(_FOR_REAL)
 
 

@@ -9,6 +9,7 @@ DATASET/
   statistics.safetensors                   moments of every layer's vectors
   norms.safetensors                        the norms before the MLPs, where `x` is `resid_mid`
   figures/rms.png, figures/energy.png …    what the card shows of them
+  report.html                              a page to look at, where `push --report` made one
   manifest.json                            every file's sha256, bytes, rows and row groups; the
                                            recipe; its own checksum
 """
@@ -39,6 +40,7 @@ CARD_FILE = "README.md"
 MANIFEST_FILE = "manifest.json"
 STATISTICS_FILE = "statistics.safetensors"
 NORMS_FILE = "norms.safetensors"
+REPORT_FILE = "report.html"
 RMS_FIGURE = "figures/rms.png"
 ENERGY_FIGURE = "figures/energy.png"
 KINDS_FIGURE = "figures/kinds.png"

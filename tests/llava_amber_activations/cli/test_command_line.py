@@ -11,7 +11,18 @@ import pytest
 from datasets import load_dataset
 
 ROOT = Path(__file__).parents[3]
-COMMANDS = ("demo", "capture", "build", "export", "import", "push", "verify", "info", "recapture")
+COMMANDS = (
+    "demo",
+    "capture",
+    "build",
+    "export",
+    "import",
+    "push",
+    "verify",
+    "info",
+    "report",
+    "recapture",
+)
 
 
 def test_help_of_every_command(cli):
@@ -88,11 +99,17 @@ def test_demo(cli, tmp_path):
     # Each command stands there as it was run, and can be run again.
     commands = [line for line in result.stdout.splitlines() if line.startswith("$ llava-amber ")]
     assert [shlex.split(each)[2] for each in commands] == [
-        *("demo-input", "capture", "build", "verify", "export", "info")
+        *("demo-input", "capture", "build", "verify", "export", "info", "report")
     ]
+    assert f"To look at what was made: {tmp_path / 'demo' / 'report.html'}" in result.stdout
     again = cli(*shlex.split(next(each for each in commands if " verify " in each))[2:])
     assert again.returncode == 0 and again.stdout.strip() in result.stdout
-    for path in ("store/samples.jsonl", "dataset/manifest.json", "pt/L0/batch_0_x.pt"):
+    for path in (
+        "store/samples.jsonl",
+        "dataset/manifest.json",
+        "pt/L0/batch_0_x.pt",
+        "report.html",
+    ):
         assert (tmp_path / "demo" / path).is_file()
     result = cli("demo", "--output-dir", tmp_path / "demo")
     assert result.returncode == 1 and "already holds something" in result.stderr

@@ -12,7 +12,10 @@ from builder.commands import add_commands as add_builder
 from capture.commands import add_commands as add_capture
 from llava_amber_activations.cli.app import assemble
 
-COMMANDS = ("demo", "capture", "recapture", "build", "verify", "info", "push", "export", "import")
+COMMANDS = (
+    *("demo", "capture", "recapture", "build", "verify", "info"),
+    *("report", "push", "export", "import"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +71,7 @@ def test_every_default_is_visible(helps, command):
         ("build", "--n-targets", "(as captured); x>=1"),
         ("import", "--first-target", "(as exported, or 1); 0<=x<=1"),
         ("build", "--max-shard-size", "500MB"),
+        ("report", "--max-bytes", "1GB"),
     ],
 )
 def test_a_default(helps, command, option, default):

@@ -1,0 +1,1 @@
+"""The report: one page, which asks nobody for anything, of what a dataset looks like."""
