@@ -141,7 +141,7 @@ def test_paths_that_are_no_shards(path, said):
 def test_files_of_a_newer_minor_version():
     """A folder that no config of this release has is left aside."""
     value = as_written()
-    value["files"]["samples/train-00000-of-00001.parquet"] = {"sha256": "1" * 64, "bytes": 3}
+    value["files"]["later/train-00000-of-00001.parquet"] = {"sha256": "1" * 64, "bytes": 3}
     value["self_sha256"] = seal(value)
     assert Manifest.from_json(value, "F").configs == ["default"]
 
