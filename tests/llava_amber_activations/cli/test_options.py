@@ -10,6 +10,7 @@ from itertools import chain
 import pytest
 
 from builder.info import info
+from llava_amber_activations.console import verbosity
 
 
 def test_version(cli):
@@ -61,8 +62,11 @@ def test_quiet(cli, arguments, place):
     assert "2 samples, 2 rows" in result.stdout
 
 
-def test_libraries_are_heard_when_asked_for(cli, arguments):
+def test_libraries_are_heard_when_asked_for(cli, arguments, monkeypatch):
     """By default none of their bars is on stderr; with -v they are."""
+    # A command that another test ran in this process has hushed them for those that it starts.
+    for name in verbosity._QUIET_LIBRARIES:
+        monkeypatch.delenv(name, raising=False)
     result = cli(*arguments, from_nothing=True)
     assert result.returncode == 0 and "Loading weights" not in result.stderr
     again = cli(*arguments, "-v", from_nothing=True)
