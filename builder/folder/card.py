@@ -123,7 +123,7 @@ def card_text(folder: Path, manifest: Manifest, repo_id: str, look: CardLook | N
         kept=None if recipe.layers is None else layers_text(recipe.layers),
         first_x=x_name(recipe.kept_layers[0]),
         first_mlp_out=mlp_out_name(recipe.kept_layers[0]),
-        sizes=_sizes(manifest),
+        sizes=config_sizes(manifest),
         look=look,
         figures=_figures(manifest, look),
         examples=[] if look is None else example_lines(look.examples),
@@ -243,7 +243,7 @@ def _samples(folder: Path, manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _sizes(manifest: Manifest) -> list[dict[str, Any]]:
+def config_sizes(manifest: Manifest) -> list[dict[str, Any]]:
     """Return a line for each config whose files are its own."""
     lines = []
     for config in manifest.all_configs:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from builder.drawn.rows import DrawnRows
+from builder.folder.card import config_sizes
 from builder.folder.provenance import benchmark_of, model_of, public_recipe
 from builder.report.browser_data import Browsed
 from builder.report.number_words import in_list
@@ -85,22 +86,17 @@ def recipe_table(manifest: Manifest) -> list[tuple[str, str]]:
 
 
 def sizes(manifest: Manifest) -> list[dict[str, str]]:
-    """Return a line for each config."""
-    lines = []
-    for config in manifest.all_configs:
-        splits = manifest.splits(config)
-        names = list(splits)
-        paths = [path for found in splits.values() for path in found]
-        lines.append(
-            {
-                "name": config,
-                "splits": names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}",
-                "rows": f"{manifest.rows_of(splits[names[0]]):,}",
-                "files": str(len(paths)),
-                "size": readable_size(manifest.bytes_of(paths)),
-            }
-        )
-    return lines
+    """Return a line for each config, as the card has it."""
+    return [
+        {
+            "name": line["name"],
+            "splits": line["splits"],
+            "rows": f"{line['rows']:,}",
+            "files": str(line["files"]),
+            "size": readable_size(line["bytes"]),
+        }
+        for line in config_sizes(manifest)
+    ]
 
 
 def code(manifest: Manifest, name: str) -> str:
