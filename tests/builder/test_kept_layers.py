@@ -151,10 +151,10 @@ def test_exported(kept_dataset, pairs_dataset, vectors, tmp_path):
     """Layers with all their targets, sample files of every kept x; others are refused."""
     export(kept_dataset, tmp_path / "layers", layout="layers")
     assert [path.name for path in (tmp_path / "layers").glob("L*")] == ["L2"]
-    x = torch.load(tmp_path / "layers" / "L2" / "batch_0_x.pt")["x"]
+    x = torch.load(tmp_path / "layers" / "L2" / "batch_0_x.pt", weights_only=True)["x"]
     assert torch.equal(x.reshape(-1, 8), vectors["x_02"][: x.shape[0] * x.shape[1]])
     export(kept_dataset, tmp_path / "samples", layout="samples")
-    sample = torch.load(tmp_path / "samples" / "sample_0001.pt")["activations"]
+    sample = torch.load(tmp_path / "samples" / "sample_0001.pt", weights_only=True)["activations"]
     assert list(sample) == list(KEPT)
     assert torch.equal(sample[4].reshape(-1), vectors["x_04"][vectors["sample"] == 1][0])
     with pytest.raises(ActivationsError, match=r"\[0\] are not in this data with all of their tar"):
