@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import base64
-import io
 
 from PIL import Image, ImageOps
 
-from llava_amber_activations.errors import ActivationsError
-from llava_amber_activations.files.read_errors import reason_of
-from llava_amber_activations.parsing.picture_decoding import PICTURE_ERRORS, decode_picture
+from builder.samples.thumbnails import as_jpeg, decoded
 
 _LONGEST = 448
 _JPEG_QUALITY = 82
@@ -41,12 +38,7 @@ def thumbnail(
     Raises:
         ActivationsError: it cannot be decoded.
     """
-    try:
-        image = decode_picture(content)
-    except PICTURE_ERRORS as error:
-        raise ActivationsError(
-            f"{name} cannot be shown ({reason_of(error)}): leave --image-dir out"
-        ) from None
+    image = decoded(content, f"{name} cannot be shown", "leave --image-dir out")
     if grid is None:
         image.thumbnail((_LONGEST, _LONGEST), Image.Resampling.LANCZOS)
     else:
@@ -56,9 +48,7 @@ def thumbnail(
             image = ImageOps.fit(image, size, Image.Resampling.LANCZOS)
         else:
             image = image.resize(size, Image.Resampling.LANCZOS)
-    out = io.BytesIO()
-    image.save(out, "JPEG", quality=_JPEG_QUALITY)
-    return out.getvalue()
+    return as_jpeg(image, _JPEG_QUALITY)
 
 
 def as_data_url(jpeg: bytes) -> str:

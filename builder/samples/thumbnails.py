@@ -1,4 +1,4 @@
-"""Pictures made smaller."""
+"""Pictures made smaller, as JPEG."""
 
 from __future__ import annotations
 
@@ -23,13 +23,30 @@ def smaller(content: bytes, size: int, path: Path) -> bytes:
     Raises:
         ActivationsError: it cannot be decoded.
     """
-    try:
-        image = decode_picture(content)
-    except PICTURE_ERRORS as error:
-        raise ActivationsError(
-            f"{path} cannot be made smaller ({reason_of(error)}): build without --picture-size"
-        ) from None
+    cannot, remedy = f"{path} cannot be made smaller", "build without --picture-size"
+    image = decoded(content, cannot, remedy)
     image.thumbnail((size, size), Image.Resampling.LANCZOS)
+    return as_jpeg(image, _JPEG_QUALITY)
+
+
+def decoded(content: bytes, cannot: str, remedy: str) -> Image.Image:
+    """Decode a picture file as capture does.
+
+    Args:
+        cannot: what cannot be done where it is damaged, for the error's sentence.
+        remedy: what to do then.
+
+    Raises:
+        ActivationsError: it cannot be decoded.
+    """
+    try:
+        return decode_picture(content)
+    except PICTURE_ERRORS as error:
+        raise ActivationsError(f"{cannot} ({reason_of(error)}): {remedy}") from None
+
+
+def as_jpeg(image: Image.Image, quality: int) -> bytes:
+    """Return a picture as the bytes of a JPEG file."""
     out = io.BytesIO()
-    image.save(out, "JPEG", quality=_JPEG_QUALITY)
+    image.save(out, "JPEG", quality=quality)
     return out.getvalue()
