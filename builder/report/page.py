@@ -197,10 +197,6 @@ def _maps(maps: Sequence[PatchMap]) -> list[dict[str, str]]:
     return shown
 
 
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.4g}")
-
-
 def _packaged(name: str) -> str:
     return files("builder.report").joinpath(name).read_text(encoding="utf-8")
 
