@@ -20,6 +20,18 @@ INTEGERS = tuple(name for name in LEADING if name not in STRINGS)
 # What a batch carries of a row, as numbers: `kind` as its code.
 NUMBERED = tuple(name for name in LEADING if name != IMAGE)
 
+SOURCE, TILE, LOGPROB = "source", "tile", "logprob"
+EXTRA = (SOURCE, TILE, LOGPROB)
+"""Columns that the rows of some datasets have, after `LEADING`; the recipe's `extra_columns` says
+which.
+
+`source` is the name of the query file or dataset that the sample is of, where several were mixed.
+`tile` is int32: where a model sees a picture in tiles, 0 of a patch of the whole picture, 1, 2, …
+of one of a tile, in reading order; -1 of every other row. `patch_row` and `patch_col` of a tile's
+patch count over all tiles together. `logprob` is float32: the natural logarithm of the probability
+that the model gave the row's token, where it was generated or an answer to read; else NaN.
+"""
+
 # Of a sample, in config `samples`.
 QUERY, PROMPT, RESPONSE, N_ROWS = "query", "prompt", "response", "n_rows"
 IMAGE_SHA256, ERROR, TOKENS, PICTURE = "image_sha256", "error", "tokens", "picture"
@@ -31,13 +43,14 @@ ROW_TENSORS = (SAMPLE, POSITION, TOKEN_ID)
 # Stores that other programs write may lack these; -1 then stands for every row.
 OPTIONAL_ROW_TENSORS = (KIND, PATCH_ROW, PATCH_COL)
 
-KINDS = ("text", "image", "generated")
-"""What a row's token is: part of the text, of the picture, or of the model's own answer.
+KINDS = ("text", "image", "generated", "answer", "system")
+"""What a row's token is: part of the text, of the picture, of the model's own answer, of an answer
+that the benchmark gave the model to read, or of the system's turn.
 
 The code of `kind`, in a store and in a batch, is the place in this tuple, -1 where it is not
 known; a column holds the name, and "" where it is not known.
 """
-TEXT, IMAGE_PATCH, GENERATED = range(len(KINDS))
+TEXT, IMAGE_PATCH, GENERATED, ANSWER, SYSTEM = range(len(KINDS))
 
 # `patch_row` and `patch_col` of a row that is no patch, or of a picture whose patches do not lie in
 # one grid.

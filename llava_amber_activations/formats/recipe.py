@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any, Literal, get_args
 
 from llava_amber_activations.errors import ActivationsError
+from llava_amber_activations.formats.columns import EXTRA
 from llava_amber_activations.formats.dtypes import DType
 from llava_amber_activations.formats.version import FORMAT_VERSION, check_format_version
 from llava_amber_activations.parsing.checked_values import (
@@ -19,7 +20,7 @@ from llava_amber_activations.parsing.checked_values import (
 from llava_amber_activations.parsing.typed_json import read_object
 
 XSite = Literal["resid_mid", "resid_pre", "mlp_in"]
-Positions = Literal["last", "all", "image", "text", "generated"]
+Positions = Literal["last", "all", "image", "text", "generated", "answer"]
 Always = Literal["last"]
 Pool = Literal["max", "mean", "last"]
 
@@ -33,6 +34,30 @@ _MOST_SAID = 8
 
 # What the benchmark's name begins with where it is a dataset of the Hub, or of a folder.
 HF_PREFIX = "hf:"
+
+
+@dataclass(frozen=True)
+class RecipeSource:
+    """One of the query files or datasets that a capture mixed.
+
+    Attributes:
+        name: what column `source` says of its samples.
+        benchmark, queries_sha256, dataset_revision: as the recipe of a capture of it alone has
+            them.
+        n_samples: how many samples of the capture are its.
+        weight: its share beside the others', where shares were asked for.
+    """
+
+    name: str
+    benchmark: str
+    queries_sha256: str
+    n_samples: int
+    dataset_revision: str | None = None
+    weight: float | None = None
+
+    def __post_init__(self) -> None:
+        check_number("n_samples", self.n_samples, 0, INT32_MAX)
+        check_sha256("queries_sha256", self.queries_sha256)
 
 
 @dataclass(frozen=True)
@@ -69,6 +94,14 @@ class Recipe:
         compile: whether torch compiled the norms and the MLPs.
         reuse_prefix: whether queries on one picture shared what precedes them.
         versions: of the libraries that decide values.
+        sites: of each vector ("x", "mlp_out"), which module's input or output it is, by the names
+            of the model's code.
+        sources: where samples of several query files or datasets were mixed, each of them;
+            `benchmark` then joins their names, and `queries_sha256` is over all of theirs.
+        system: text of the system's turn, where one was given.
+        answer_column: which column or key of the benchmark held the answers that the model was
+            given to read.
+        extra_columns: which columns of `EXTRA` the rows have.
     """
 
     n_layers: int
@@ -102,6 +135,11 @@ class Recipe:
     compile: bool | None = None
     reuse_prefix: bool | None = None
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
+    sites: dict[str, str] | None = None
+    sources: tuple[RecipeSource, ...] | None = None
+    system: str | None = None
+    answer_column: str | None = None
+    extra_columns: tuple[str, ...] = ()
     format_version: str = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -141,6 +179,8 @@ class Recipe:
             ("pool", get_args(Pool)),
         ):
             check_choice(name, getattr(self, name), choices)
+        for column in self.extra_columns:
+            check_choice("extra_columns", column, EXTRA)
         for name in ("transcoders_sha256", "queries_sha256", "weights_sha256"):
             check_sha256(name, getattr(self, name))
 
@@ -153,7 +193,8 @@ class Recipe:
         """Return the recipe as a JSON object, `format_version` first."""
         fields = dataclasses.asdict(self)
         # As it is read back, so that the two compare equal.
-        fields["layers"] = None if self.layers is None else list(self.layers)
+        for name in ("layers", "sources", "extra_columns"):
+            fields[name] = None if fields[name] is None else list(fields[name])
         return {"format_version": fields.pop("format_version"), **fields}
 
     @classmethod
