@@ -1,6 +1,6 @@
 """`python -m capture`: the capture command where only the packages that it needs are installed."""
 
-from capture.commands import capture_command
+from capture.commands.capturing import capture_command
 from llava_amber_activations.cli.command_line import run_app, single_command
 
 if __name__ == "__main__":

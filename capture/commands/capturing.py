@@ -1,0 +1,189 @@
+"""`capture`, which runs a model over a benchmark; what `python -m capture` runs, too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from capture.commands.options import (
+    Always,
+    BatchSize,
+    ChunkSamples,
+    Compile,
+    Dataset,
+    DeviceMap,
+    Dtype,
+    Force,
+    ImageColumn,
+    ImageDir,
+    Layers,
+    MaxNewTokens,
+    MaxSamples,
+    Model,
+    NTargets,
+    NumWorkers,
+    OnError,
+    OutputDir,
+    Pool,
+    Positions,
+    QueryColumn,
+    ReusePrefix,
+    Revision,
+    SamplePositions,
+    Seed,
+    Split,
+    StoreDtype,
+    Transcoders,
+    XSite,
+)
+from capture.settings import CaptureSettings
+from llava_amber_activations.console.interruption import interruptible
+from llava_amber_activations.extras import need_extras
+from llava_amber_activations.formats.layers import DEFAULT_N_TARGETS, parse_layers
+from llava_amber_activations.formats.recipe import MOST_LAYERS
+
+if TYPE_CHECKING:
+    from capture.run import CaptureResult
+    from capture.samples.benchmark import Benchmark
+
+
+_ALL = "all"
+
+
+def capture_command(
+    model: Model,
+    dataset: Dataset,
+    output_dir: OutputDir,
+    image_dir: ImageDir = None,
+    split: Split = None,
+    image_column: ImageColumn = "image",
+    query_column: QueryColumn = "query",
+    n_targets: NTargets = DEFAULT_N_TARGETS,
+    layers: Layers = _ALL,
+    positions: Positions = "last",
+    x_site: XSite = "resid_mid",
+    dtype: Dtype = None,
+    store_dtype: StoreDtype = None,
+    sample_positions: SamplePositions = None,
+    seed: Seed = 0,
+    always: Always = None,
+    max_new_tokens: MaxNewTokens = None,
+    transcoders: Transcoders = None,
+    pool: Pool = "max",
+    batch_size: BatchSize = "8",
+    reuse_prefix: ReusePrefix = None,
+    compile_: Compile = False,
+    num_workers: NumWorkers = None,
+    max_samples: MaxSamples = None,
+    chunk_samples: ChunkSamples = None,
+    on_error: OnError = "stop",
+    revision: Revision = None,
+    device_map: DeviceMap = None,
+    force: Force = False,
+) -> None:
+    """Run a model over a query file and keep its activations in a capture store.
+
+    Run again after an interruption, it makes only what is missing. With `accelerate launch` (or
+    torchrun), the chunks are shared among the processes.
+    """
+    if max_new_tokens is not None and positions != "generated":
+        raise typer.BadParameter("--max-new-tokens goes with --positions generated")
+    need_extras("capture", "capture")
+    settings = CaptureSettings(
+        model=model,
+        dataset=dataset,
+        image_dir=image_dir,
+        split=split,
+        image_column=image_column,
+        query_column=query_column,
+        output_dir=output_dir,
+        n_targets=n_targets,
+        layers=_kept_layers(layers),
+        positions=positions,
+        x_site=x_site,
+        dtype=dtype,
+        store_dtype=store_dtype,
+        sample_positions=sample_positions,
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+        transcoders=transcoders,
+        pool=pool,
+        batch_size=_batch_size(batch_size),
+        reuse_prefix=reuse_prefix,
+        compile=compile_,
+        num_workers=num_workers,
+        max_samples=max_samples,
+        chunk_samples=chunk_samples,
+        on_error=on_error,
+        revision=revision,
+        device_map=device_map,
+        always=always,
+        force=force,
+    )
+    from capture.beforehand import check_capture
+
+    benchmark = check_capture(settings)
+    # torch and transformers take seconds to import, which --help and mistakes should not.
+    with interruptible(lambda: _kept(output_dir)):
+        result = _capture(settings, benchmark)
+    made = f"{result.chunks_made} of {result.chunks_total} chunks made now"
+    if result.records is None:
+        typer.echo(f"{output_dir}: {made}; the others are another process's, or still to make")
+        return
+    n_rows = sum(record.n_rows for record in result.records)
+    skipped = sum(record.error is not None for record in result.records)
+    note = f", {skipped} of them skipped (samples.jsonl says why)" if skipped else ""
+    typer.echo(
+        f"{output_dir}: {len(result.records)} samples{note}, {n_rows} rows; {made}. "
+        f"Next: llava-amber build {output_dir} DATASET"
+    )
+
+
+def _capture(settings: CaptureSettings, benchmark: Benchmark) -> CaptureResult:
+    """Capture as a process of the launch that this one is of."""
+    import torch
+    from accelerate import PartialState
+
+    from capture.run import capture
+
+    # Without being told, accelerate takes the processes of a launch without a GPU for one each.
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    return capture(
+        settings,
+        device=state.device,
+        rank=state.process_index,
+        world_size=state.num_processes,
+        benchmark=benchmark,
+    )
+
+
+def _kept(store: Path) -> str:
+    """Say what a capture that is stopped leaves."""
+    from llava_amber_activations.store.layout import (
+        is_store,
+        missing_chunks,
+        read_recipe,
+        recipe_chunks,
+    )
+
+    if not is_store(store):
+        return "nothing was captured yet; the same command begins again"
+    recipe = read_recipe(store)
+    total = len(recipe_chunks(recipe))
+    made = total - len(missing_chunks(store, recipe))
+    return f"{made} of {total} chunks are kept in {store}, and the same command makes the rest"
+
+
+def _kept_layers(text: str) -> tuple[int, ...] | None:
+    """Return the layers of a list; None of `all`. Which ones the model has is not known yet."""
+    return None if text == _ALL else parse_layers(text, range(MOST_LAYERS), "in any model")
+
+
+def _batch_size(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise typer.BadParameter(f"--batch-size is a number from 1 on, or auto, not '{text}'")
+    return int(text)
