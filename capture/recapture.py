@@ -16,7 +16,7 @@ from capture.passes.prompts import make_prompts
 from capture.samples.pictures import FolderPictures
 from capture.samples.queries import Query
 from capture.settings import CaptureSettings
-from capture.sink.chunk import run_batch
+from capture.sink.chunk import run_batch, to_host
 from capture.sink.joining import check_finite, join_chunk
 from capture.sink.provenance import local_weights_sha256, make_recipe
 from llava_amber_activations.console.progress import Progress, progress_of
@@ -123,7 +123,7 @@ def recapture(
                 num_workers=0,
                 image_token_id=loaded.image_token_id,
             )
-            batch = run_batch(next(prepared), loaded, taps, settings, {})
+            batch = to_host(run_batch(next(prepared), loaded, taps, settings, {}), loaded)
             if batch.prepared.digests[record.sample] != record.image_sha256:
                 raise ActivationsError(
                     f"the image {record.image} of sample {record.sample} in {image_dir} is not the "

@@ -2,41 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from capture.beforehand import check_capture, check_place
-from capture.model.decoder import compile_layers
-from capture.model.load import CaptureModel, default_dtype, load_model
 from capture.model.transcoders import load_encoders
-from capture.passes.prefix import prefix_problem
-from capture.passes.prompts import Prompts, least_rows, make_prompts, most_prompt_tokens
+from capture.opening import OpenCapture, load, open_capture
+from capture.passes.prompts import least_rows
 from capture.pipeline import make_chunks
 from capture.samples.benchmark import Benchmark
-from capture.samples.queries import Query
 from capture.settings import CaptureSettings
-from capture.sink.provenance import local_weights_sha256, make_recipe
 from capture.sink.settled import adopt_recipe
 from capture.sink.store_lock import captured_into
 from llava_amber_activations.console.progress import Progress
 from llava_amber_activations.console.sizes import readable_size
 from llava_amber_activations.console.verbosity import note
-from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files.room import check_room, free_bytes
 from llava_amber_activations.formats.dataset_folder import NORMS_FILE
 from llava_amber_activations.formats.dtypes import torch_dtype
-from llava_amber_activations.formats.layers import check_kept, check_n_targets
 from llava_amber_activations.store.chunk import Chunk
 from llava_amber_activations.store.finish import finish_store
-from llava_amber_activations.store.layout import (
-    chunk_path,
-    chunk_ranges,
-    missing_chunks,
-    recipe_chunks,
-)
+from llava_amber_activations.store.layout import chunk_path, missing_chunks, recipe_chunks
 from llava_amber_activations.store.samples import SampleRecord
 
 
@@ -89,38 +76,10 @@ def _capture(
 ) -> CaptureResult:
     queries = benchmark.queries
     store = settings.output_dir
-    dtype = settings.dtype or default_dtype(device)
-    # Beside the loading, which reads the same files.
-    with ThreadPoolExecutor(1, thread_name_prefix="weights") as pool:
-        weights = pool.submit(local_weights_sha256, settings.model)
-        model = load_model(
-            settings.model,
-            dtype=dtype,
-            device=device,
-            revision=settings.revision,
-            device_map=settings.device_map,
-            shown=rank == 0,
-        )
-        with Progress(f"checksum of {settings.model}", shown=rank == 0):
-            weights_sha256 = weights.result()
-    n_layers = len(model.decoder.layers)
-    check_n_targets(settings.n_targets, n_layers)
-    check_kept(settings.layers, n_layers)
-    with Progress("make the prompts", shown=rank == 0):
-        most_tokens = most_prompt_tokens(model, settings.response_tokens)
-        prompts = make_prompts(queries, model, most_tokens)
-    if prompts.unusable and settings.on_error == "stop":
-        raise ActivationsError(next(iter(prompts.unusable.values())))
-    _check_room(settings, model, dtype, prompts, queries, say=rank == 0)
-    if settings.compile:
-        compile_layers(model.decoder)
-    shares_prefixes = _shares_prefixes(settings, model, dtype, queries, say=rank == 0)
-    recipe = make_recipe(
-        *(settings, model, dtype, len(queries), benchmark.queries_sha256),
-        dataset_revision=benchmark.dataset_revision,
-        weights_sha256=weights_sha256,
-        reuse_prefix=shares_prefixes,
-    )
+    loaded = load(settings, device, shown=rank == 0)
+    opened = open_capture(settings, benchmark, loaded, shown=rank == 0)
+    model, recipe = opened.model, opened.recipe
+    _check_room(opened, say=rank == 0)
     encoders = {}
     if settings.transcoders is not None:
         encoders = load_encoders(
@@ -151,22 +110,8 @@ def _capture(
                 f"{n_ended} of {n_answers} ended",
             )
 
-        kept = torch_dtype(recipe.store_dtype)
-        make_chunks(
-            *(
-                store,
-                todo,
-                benchmark.pictures,
-                prompts,
-                model,
-                settings,
-                encoders,
-                kept,
-                progress.update,
-            ),
-            share_prefixes=shares_prefixes,
-            on_answers=say_answers,
-        )
+        setup = replace(opened.setup, encoders=encoders, on_answers=say_answers)
+        make_chunks(store, todo, setup, torch_dtype(recipe.store_dtype), progress.update)
     complete = not missing_chunks(store, recipe)
     is_stream = settings.x_site == "resid_mid"
     norms = model.norms if is_stream else None
@@ -180,28 +125,20 @@ def _capture(
     return CaptureResult(len(todo), len(chunks), records)
 
 
-def _check_room(
-    settings: CaptureSettings,
-    model: CaptureModel,
-    dtype: str,
-    prompts: Prompts,
-    queries: Sequence[Query],
-    *,
-    say: bool,
-) -> None:
+def _check_room(opened: OpenCapture, *, say: bool) -> None:
     """Say how much the missing chunks take, and check that the disk has room for them.
 
     Raises:
         ActivationsError: it has not, and `force` is not set.
     """
+    settings, recipe, queries = opened.settings, opened.recipe, opened.benchmark.queries
     store = settings.output_dir
-    chunks = enumerate(chunk_ranges(len(queries), settings.samples_per_chunk))
+    chunks = enumerate(recipe_chunks(recipe))
     missing = [chunk for number, chunk in chunks if not chunk_path(store, number).exists()]
     n_samples = sum(map(len, missing))
-    n_rows = least_rows(prompts, (queries[n] for chunk in missing for n in chunk), settings)
-    kept = torch_dtype(settings.store_dtype or dtype)
-    n_kept = len(model.decoder.layers) if settings.layers is None else len(settings.layers)
-    row = 2 * n_kept * model.decoder.hidden_size * kept.itemsize
+    n_rows = least_rows(opened.prompts, (queries[n] for chunk in missing for n in chunk), settings)
+    itemsize = torch_dtype(recipe.store_dtype).itemsize
+    row = 2 * len(recipe.kept_layers) * recipe.hidden_size * itemsize
     what = f"a capture of {n_samples} samples"
     check_room(store, n_rows * row, what, force=settings.force)
     if say and missing:
@@ -210,37 +147,3 @@ def _check_room(
             f"{what}: {n_rows} rows{more}, {readable_size(n_rows * row)}{more}; the disk of "
             f"{store} has {readable_size(free_bytes(store))} free"
         )
-
-
-def _shares_prefixes(
-    settings: CaptureSettings,
-    model: CaptureModel,
-    dtype: str,
-    queries: Sequence[Query],
-    *,
-    say: bool,
-) -> bool:
-    """Whether queries on one picture share its prefix: asked for, or of use, and shown to hold.
-
-    Raises:
-        ActivationsError: it was asked for, and does not hold.
-    """
-    asked = settings.reuse_prefix
-    # Of all chunks, also those that are there: a run that goes on decides as the first one did.
-    chunks = chunk_ranges(len(queries), settings.samples_per_chunk)
-    of_use = any(len({queries[sample].image for sample in chunk}) < len(chunk) for chunk in chunks)
-    if asked is False or (asked is None and not of_use):
-        return False
-    problem = "with generated positions the answers are what is computed"
-    if settings.response_tokens is None:
-        found = prefix_problem(model, dtype)
-        if found is None:
-            return True
-        problem = found
-    if asked:
-        raise ActivationsError(
-            f"--reuse-prefix does not hold for {settings.model}: {problem}. Leave it out"
-        )
-    if say and settings.response_tokens is None:
-        note(f"The pictures' prefixes are not reused: {problem}")
-    return False

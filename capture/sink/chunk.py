@@ -1,4 +1,4 @@
-"""One batch of a chunk, run through the model."""
+"""One batch of a chunk: run through the model, and then on its way to the host."""
 
 from __future__ import annotations
 
@@ -37,17 +37,38 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class CapturedBatch:
-    """What one forward pass gave.
+class GatheredBatch:
+    """What one forward pass gave, where the model is.
 
     Attributes:
-        vectors: [2 × kept layers, rows, H] of the store's dtype, as `Taps` orders them, perhaps
-            still on its way to the CPU.
-        columns: the store's row tensors, each int32 [rows].
+        vectors: [2 × kept layers, rows, H] of the wanted dtype, as `Taps` orders them; None where
+            no sample could be run.
+        columns: the store's row tensors, each int32 [rows], on the CPU.
+        token_ids: of each of `prepared.queries`, what the model read.
+        prompt_lengths: of each, how many of those are the prompt's; None where all are.
         responses: of each sample, where they were generated.
-        asked: of each sample, what its record has of prompt, tokens and where its response starts.
         features: of each layer with a transcoder, [samples, F], one row for each of
             `prepared.queries`.
+    """
+
+    prepared: PreparedBatch
+    vectors: torch.Tensor | None = None
+    columns: dict[str, torch.Tensor] = field(default_factory=dict)
+    token_ids: Sequence[Sequence[int]] = ()
+    prompt_lengths: Sequence[int] | None = None
+    responses: dict[int, str] = field(default_factory=dict)
+    features: dict[int, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CapturedBatch:
+    """What a store keeps of a forward pass.
+
+    Attributes:
+        vectors: as `GatheredBatch` has them, perhaps still on their way to the CPU.
+        columns, responses: as there.
+        asked: of each sample, what its record has of prompt, tokens and where its response starts.
+        features: as there, on their way as well.
         finite: whether each row of each vector is finite, [2 × kept layers, rows], where the device
             that has them said so; None where they are to be looked at on their way to the file.
     """
@@ -69,7 +90,7 @@ def run_batch(
     settings: CaptureSettings,
     encoders: Mapping[int, Encoder],
     on_answers: OnAnswers | None = None,
-) -> CapturedBatch:
+) -> GatheredBatch:
     """Run one batch through the model, its response first where one is wanted.
 
     Args:
@@ -91,11 +112,11 @@ def run_batch(
             gathered, rows = run_prefixed(part, model, taps, choice)
             parts.append((gathered, replace(rows, element=rows.element + start)))
             start += len(part.queries)
-        captured = _on_its_way(prepared, parts, taps.layers, model, settings, encoders)
         ids = [one for part in prepared.prefixed for one in _unpadded(part.ids, part.mask)]
-        return replace(captured, asked=_asked(prepared.queries, ids, model))
+        found = _gathered(prepared, parts, taps.layers, model, settings, encoders)
+        return replace(found, token_ids=ids)
     if inputs is None:
-        return CapturedBatch(prepared)
+        return GatheredBatch(prepared)
     samples = [query.sample for query in prepared.queries]
     lengths: list[int] | None = None
     responses: dict[int, str] = {}
@@ -114,12 +135,30 @@ def run_batch(
     rows = select_rows(inputs, samples, choice, model.image_token_id, lengths)
     with taps.aimed(rows.flat, model.device) as gathered:
         model.body(**model.on_device(inputs), use_cache=False)
-    parts = [(gathered, rows)]
-    captured = _on_its_way(prepared, parts, taps.layers, model, settings, encoders)
-    # While the device computes.
+    found = _gathered(prepared, [(gathered, rows)], taps.layers, model, settings, encoders)
     token_ids = _unpadded(inputs["input_ids"], inputs["attention_mask"])
-    asked = _asked(prepared.queries, token_ids, model, lengths)
-    return replace(captured, responses=responses, asked=asked)
+    return replace(found, token_ids=token_ids, prompt_lengths=lengths, responses=responses)
+
+
+@torch.inference_mode()
+def to_host(gathered: GatheredBatch, model: CaptureModel) -> CapturedBatch:
+    """Send what a pass gave on its way to the host, and say what each sample was asked."""
+    prepared, vectors = gathered.prepared, gathered.vectors
+    if vectors is None:
+        return CapturedBatch(prepared)
+    features = {layer: HostCopy(each) for layer, each in gathered.features.items()}
+    # A GPU looks before the copy; where there is none, threads do on the way to the file.
+    finite = None if vectors.device.type == "cpu" else HostCopy(finite_slots(vectors))
+    return CapturedBatch(
+        prepared,
+        HostCopy(vectors),
+        gathered.columns,
+        gathered.responses,
+        # While the device computes.
+        _asked(prepared.queries, gathered.token_ids, model, gathered.prompt_lengths),
+        features,
+        finite,
+    )
 
 
 def _unpadded(ids: torch.Tensor, mask: torch.Tensor) -> list[list[int]]:
@@ -145,28 +184,23 @@ def _asked(
     }
 
 
-def _on_its_way(
+def _gathered(
     prepared: PreparedBatch,
     parts: Sequence[tuple[torch.Tensor, ChosenRows]],
     kept: Sequence[int],
     model: CaptureModel,
     settings: CaptureSettings,
     encoders: Mapping[int, Encoder],
-) -> CapturedBatch:
-    """Send what the parts of a batch gathered on its way to the host, its features with it."""
-    gathered = parts[0][0] if len(parts) == 1 else torch.cat([part for part, _ in parts], dim=1)
+) -> GatheredBatch:
+    """Join what the parts of a batch gathered, and compute the features of it."""
+    vectors = parts[0][0] if len(parts) == 1 else torch.cat([part for part, _ in parts], dim=1)
     columns = {name: torch.cat([rows.columns[name] for _, rows in parts]) for name in COLUMNS}
     element = torch.cat([rows.element for _, rows in parts]).to(model.device)
     n_samples = len(prepared.queries)
     features = {
-        layer: HostCopy(
-            pool(
-                encoder.features(gathered[kept.index(layer)]), element, n_samples, settings.pool
-            ).to(gathered.dtype)
-        )
+        layer: pool(
+            encoder.features(vectors[kept.index(layer)]), element, n_samples, settings.pool
+        ).to(vectors.dtype)
         for layer, encoder in encoders.items()
     }
-    # A GPU looks before the copy; where there is none, threads do on the way to the file.
-    finite = None if gathered.device.type == "cpu" else HostCopy(finite_slots(gathered))
-    vectors = HostCopy(gathered)
-    return CapturedBatch(prepared, vectors, columns, features=features, finite=finite)
+    return GatheredBatch(prepared, vectors, columns, features=features)

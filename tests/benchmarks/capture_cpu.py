@@ -35,7 +35,7 @@ from capture.model.load import CaptureModel, load_model
 from capture.model.tiny_model import make_tiny_llava
 from capture.passes.inputs import make_inputs
 from capture.passes.prompts import make_prompts
-from capture.pipeline import make_chunks
+from capture.pipeline import PassSetup, make_chunks
 from capture.run import adopt_recipe
 from capture.samples.pictures import FolderPictures, read_picture
 from capture.samples.queries import read_queries
@@ -170,14 +170,15 @@ def ours(
         make_chunks(
             out,
             todo,
-            FolderPictures(images),
-            make_prompts(queries, model, None),
-            model,
-            settings,
-            {},
+            PassSetup(
+                model,
+                make_prompts(queries, model, None),
+                FolderPictures(images),
+                settings,
+                share_prefixes=share_prefixes,
+            ),
             dtype,
             lambda n_samples: None,
-            share_prefixes=share_prefixes,
         )
         finish_store(out, recipe)
 

@@ -148,7 +148,7 @@ def test_image_positions_need_no_query(make_store, shared_queries, token_counts,
 
 def test_off_by_default_where_no_picture_is_shared(make_store, token_counts, tmp_path, monkeypatch):
     """Not even tried."""
-    monkeypatch.setattr("capture.run.prefix_problem", None)
+    monkeypatch.setattr("capture.opening.prefix_problem", None)
     make_store(tmp_path / "store")
     assert token_counts == []
 
