@@ -103,6 +103,8 @@ def recapture(
     loaded = load_model(model, dtype=dtype, device=device, revision=settings.revision)
     found = make_recipe(settings, loaded, dtype, recipe.n_samples, recipe.queries_sha256)
     same = {name: getattr(found, name) for name in _MAY_DIFFER}
+    if recipe.sites is None:
+        same["sites"] = found.sites
     differences = replace(recipe, **same).differences(found)
     if differences:
         raise ActivationsError(

@@ -11,8 +11,9 @@ from huggingface_hub import constants
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from capture.model.decoder import Decoder, check_sites, find_decoder
+from capture.model.decoder import Decoder
 from capture.model.norms import find_norms
+from capture.model.probe import probe
 from llava_amber_activations.console.progress import Progress
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.formats.dtypes import torch_dtype
@@ -97,8 +98,8 @@ def load_model(
         shown: whether this process says how long it takes.
 
     Raises:
-        ActivationsError: it cannot be loaded, has no chat template, or its layers are not those
-            of `capture.model.decoder`.
+        ActivationsError: it cannot be loaded, has no chat template, or its layers do not pass
+            `capture.model.structure`.
     """
     with Progress(f"load {name}", shown=shown):
         processor, model = _from_pretrained(name, dtype, revision, device_map)
@@ -159,13 +160,9 @@ def prepare_model(model: Any, processor: Any, device: torch.device | None) -> Ca
     body = model.base_model
     if body is model:
         raise ActivationsError(f"{kind} does not keep its language-model head apart from its body")
-    decoder = find_decoder(body)
-    seen = check_sites(body, decoder, _probe_ids(processor, image_token_id).to(device))
-    norms = find_norms(decoder, seen)
+    proven = probe(body, processor, image_token_id, device)
+    norms = find_norms(proven.decoder, proven.seen)
     revision = getattr(model.config, "_commit_hash", None)
-    return CaptureModel(model, body, processor, decoder, image_token_id, device, revision, norms)
-
-
-def _probe_ids(processor: Any, image_token_id: int) -> torch.Tensor:
-    ids = processor.tokenizer("Describe this image.")["input_ids"]
-    return torch.tensor([[token for token in ids if token != image_token_id]])
+    return CaptureModel(
+        model, body, processor, proven.decoder, image_token_id, device, revision, norms
+    )

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from capture.model.decoder import Decoder, first_tensor
+from capture.model.decoder import Decoder
+from capture.model.structure.calls import first_tensor
 from llava_amber_activations.formats.dtypes import torch_dtype
 from llava_amber_activations.vectors.norms import NormKind, Norms, apply_norm
 
@@ -47,17 +48,20 @@ def agree(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
 
 @torch.inference_mode()
 def find_norms(
-    decoder: Decoder, seen: Mapping[int, tuple[torch.Tensor, torch.Tensor]]
+    decoder: Decoder, seen: Mapping[int, tuple[torch.Tensor, torch.Tensor | None]]
 ) -> Norms | None:
     """Find what every layer's norm computes, among the kinds that are known.
 
     Args:
-        seen: of each layer, what its norm was given and what its MLP then received, [1, T, H].
+        seen: of each layer, what its norm was given and what its MLP then received, [rows, H].
 
     Returns:
-        The norms, on the CPU; None where no kind gives every MLP what it received.
+        The norms, on the CPU; None where no kind gives every MLP what it received, or where what
+        reads the stream is no norm.
     """
-    rows = {layer: (x.flatten(0, -2), y.flatten(0, -2)) for layer, (x, y) in seen.items()}
+    rows = {layer: (x, y) for layer, (x, y) in seen.items() if y is not None}
+    if len(rows) < len(decoder.layers) or not all(block.normed for block in decoder.blocks):
+        return None
     for norms in _candidates(decoder, rows[0][0].dtype):
         if all(_gives(norms, layer, x, expected) for layer, (x, expected) in rows.items()):
             return norms
@@ -127,7 +131,7 @@ class NormWitness:
         for layer in range(len(self._decoder.layers) if self._norms is not None else 0):
             for module, look in (
                 (self._decoder.site(layer, "resid_mid"), self._look_at_stream),
-                (self._decoder.mlp(layer), self._look_at_mlp),
+                (self._decoder.site(layer, "mlp_in"), self._look_at_mlp),
             ):
                 hook = self._hook(layer, look)
                 handle = module.register_forward_pre_hook(hook, with_kwargs=True)

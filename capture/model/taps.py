@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from capture.model.decoder import Decoder, first_tensor, output_tensor
+from capture.model.decoder import Decoder
+from capture.model.structure.calls import first_tensor, output_tensor
 
 
 class Taps:
@@ -45,10 +46,11 @@ class Taps:
     def __enter__(self) -> Taps:
         for slot, layer in enumerate(self.layers):
             x = self._decoder.site(layer, self._x_site)
-            mlp = self._decoder.mlp(layer)
+            adds, scale = self._decoder.adds(layer), self._decoder.scale(layer)
+            output_hook = self._output_hook(len(self.layers) + slot, scale)
             for handle in (
                 x.register_forward_pre_hook(self._input_hook(slot), with_kwargs=True),
-                mlp.register_forward_hook(self._output_hook(len(self.layers) + slot)),
+                adds.register_forward_hook(output_hook),
             ):
                 self._hooks.callback(handle.remove)
         return self
@@ -77,11 +79,15 @@ class Taps:
             # The buffer is the caller's now. Passes outside the block (generation) are not tapped.
             self._buffer = None
 
-    def _gather(self, slot: int, states: torch.Tensor) -> None:
+    def _gather(
+        self, slot: int, states: torch.Tensor, scale: float | torch.Tensor | None = None
+    ) -> None:
         if self._buffer is None:
             return
         flat = self._flat.to(states.device)
         rows = states.reshape(-1, states.shape[-1]).index_select(0, flat)
+        if scale is not None:
+            rows = rows * (scale.to(rows) if isinstance(scale, torch.Tensor) else scale)
         self._buffer[slot].copy_(rows)
 
     def _input_hook(self, slot: int) -> Callable[..., None]:
@@ -90,8 +96,8 @@ class Taps:
 
         return hook
 
-    def _output_hook(self, slot: int) -> Callable[..., None]:
+    def _output_hook(self, slot: int, scale: float | torch.Tensor | None) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            self._gather(slot, output_tensor(output))
+            self._gather(slot, output_tensor(output), scale)
 
         return hook

@@ -59,6 +59,7 @@ def make_recipe(
         image_processor=model.image_processor,
         device=device_names(parameter.device for parameter in model.whole.parameters()),
         reuse_prefix=reuse_prefix,
+        sites=model.decoder.sites(settings.x_site),
         # torch's own version says which CUDA it was built for, where its package's does not.
         versions={
             "torch": str(torch.__version__),

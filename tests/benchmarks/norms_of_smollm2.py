@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from capture.model.decoder import find_decoder
 from capture.model.norms import find_norms
+from capture.model.structure.prove import prove_decoder
 from llava_amber_activations.vectors.norms import Norm, apply_norm
 
 N_TEXTS, TEXT_TOKENS = 24, 64
@@ -81,7 +81,9 @@ def main() -> None:
     for dtype in DTYPES:
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=dtype)
         seen = seen_by(model, tokens.view(N_TEXTS, TEXT_TOKENS))
-        norms = find_norms(find_decoder(model.model), seen)
+        decoder = prove_decoder(model.model, {"input_ids": tokens[None, :TEXT_TOKENS]}).decoder
+        rows = {layer: (x.flatten(0, 1), y.flatten(0, 1)) for layer, (x, y) in seen.items()}
+        norms = find_norms(decoder, rows)
         if norms is None:
             print(f"{dtype}: no kind of norm gives what the MLPs received")
             continue

@@ -25,7 +25,7 @@ from peer import Peer, sae_lens
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from capture.model.decoder import find_decoder
+from capture.model.structure.prove import prove_decoder
 from capture.model.taps import Taps
 from llava_amber_activations.store.chunk import Chunk, write_chunk
 from llava_amber_activations.store.layout import vector_names
@@ -116,7 +116,7 @@ def _model_and_tokens(folder: Path) -> torch.Tensor:
 def _ours(model: LlamaForCausalLM, ids: torch.Tensor, out: Path) -> float:
     """Capture all layers and write a chunk; return the seconds."""
     start = time.perf_counter()
-    decoder = find_decoder(model.base_model)
+    decoder = prove_decoder(model.base_model, {"input_ids": ids[:1]}).decoder
     parts = []
     with Taps(decoder, "resid_mid", torch.float32) as taps:
         for batch in ids.split(BATCH):

@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import AutoProcessor, LlamaConfig, LlamaForCausalLM, LlavaForConditionalGeneration
 
-from capture.model.decoder import find_decoder
 from capture.model.load import load_model, prepare_model
+from capture.model.structure.prove import prove_decoder
 from llava_amber_activations import ActivationsError
 
 CPU = torch.device("cpu")
@@ -23,7 +23,7 @@ def processor(tiny_llava):
 
 def test_layers_are_the_language_models(model):
     """32 layers of width 64, not the vision tower's three of width 32."""
-    decoder = find_decoder(model)
+    decoder = prove_decoder(model.model, {"input_ids": torch.tensor([[5, 6, 7]])}).decoder
     assert decoder.layers == tuple(model.model.language_model.layers)
     assert decoder.hidden_size == 64
 
@@ -54,11 +54,9 @@ def test_a_norm_that_does_not_feed_the_mlp_is_refused(model, processor):
         prepare_model(model, processor, CPU)
 
 
-def test_layers_without_the_sites_are_refused(model, processor):
-    for layer in model.model.language_model.layers:
-        layer.feed_forward = layer.mlp
-        del layer.mlp
-    with pytest.raises(ActivationsError, match="0 stacks of 32 decoder layers"):
+def test_another_number_of_layers_than_the_config_says(model, processor):
+    model.config.text_config.num_hidden_layers = 31
+    with pytest.raises(ActivationsError, match="0 stacks of 31 decoder layers"):
         prepare_model(model, processor, CPU)
 
 

@@ -19,7 +19,7 @@ from transformers import (
     Qwen2VLForConditionalGeneration,
 )
 
-from capture.model.decoder import check_sites, find_decoder
+from capture.model.structure.prove import prove_decoder
 from capture.model.taps import Taps
 from llava_amber_activations import ActivationsError
 
@@ -89,10 +89,9 @@ def test_decoder_and_sites(make):
     torch.manual_seed(0)
     model = make().eval()
     body = model.base_model
-    decoder = find_decoder(body)
-    assert len(decoder.layers) == N_LAYERS and decoder.hidden_size == WIDTH
     ids = torch.tensor([[5, 6, 7, 8]])
-    check_sites(body, decoder, ids)
+    decoder = prove_decoder(body, {"input_ids": ids}).decoder
+    assert len(decoder.layers) == N_LAYERS and decoder.hidden_size == WIDTH
     outputs = {}
     for number, layer in enumerate(decoder.layers):
 
@@ -119,26 +118,10 @@ class Doubling(nn.Module):
 
 
 def test_layers_of_several_widths_are_refused():
-    """Their proof holds, and their MLP's input fits no buffer of the stream's width."""
+    """The sum holds, and their MLP's input fits no buffer of the stream's width."""
     model = llava_of(LlamaConfig(**TEXT)).eval()
-    layer = find_decoder(model.base_model).layers[1]
+    layer = model.model.language_model.layers[1]
     layer.post_attention_layernorm = Doubling()
     layer.mlp = nn.Linear(2 * WIDTH, WIDTH)
     with pytest.raises(ActivationsError, match=r"decoder layer 1's .* width 64, .* says 32"):
-        check_sites(model.base_model, find_decoder(model.base_model), torch.tensor([[5, 6, 7, 8]]))
-
-
-class Ragged(nn.Module):
-    """An MLP whose states are not the first that it returns."""
-
-    def forward(self, states):
-        return None, states
-
-
-def test_an_mlp_without_states_is_refused():
-    model = llava_of(LlamaConfig(**TEXT)).eval()
-    layer = find_decoder(model.base_model).layers[1]
-    layer.mlp = Ragged()
-    layer.register_forward_hook(lambda module, args, output: output)
-    with pytest.raises(ActivationsError, match="returned NoneType, not hidden states"):
-        check_sites(model.base_model, find_decoder(model.base_model), torch.tensor([[5, 6, 7, 8]]))
+        prove_decoder(model.base_model, {"input_ids": torch.tensor([[5, 6, 7, 8]])})

@@ -16,9 +16,9 @@ from transformers import (
     Starcoder2Config,
 )
 
-from capture.model.decoder import check_sites, find_decoder
 from capture.model.load import prepare_model
 from capture.model.norms import NormWitness, agree, find_norms
+from capture.model.structure.prove import prove_decoder
 from capture.recapture import recapture
 from llava_amber_activations import ActivationsError
 from llava_amber_activations.formats.recipe import Recipe
@@ -55,12 +55,20 @@ def drawn(make, dtype):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         body = make().eval().to(getattr(torch, dtype)).base_model
-        decoder = find_decoder(body)
         with torch.no_grad():
-            for layer in decoder.layers:
+            for layer in body.language_model.layers:
                 for parameter in layer.post_attention_layernorm.parameters():
                     parameter.copy_(torch.randn(WIDTH))
-    return body, decoder
+    return body
+
+
+def proven(body):
+    return prove_decoder(body, {"input_ids": IDS})
+
+
+def norms_of(body):
+    found = proven(body)
+    return find_norms(found.decoder, found.seen)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -70,8 +78,8 @@ def drawn(make, dtype):
 )
 def test_what_it_gives_is_what_the_mlp_received(make, kind, eps, dtype, tmp_path):
     """By plain hooks, bit by bit, also of what was written and read again."""
-    body, decoder = drawn(make, dtype)
-    norms = find_norms(decoder, check_sites(body, decoder, IDS))
+    body = drawn(make, dtype)
+    decoder, norms = proven(body).decoder, norms_of(body)
     assert (norms.kind, norms.dtype, norms.eps) == (kind, dtype, (eps,) * len(decoder.layers))
     assert (norms.bias is not None) == (kind == "layer_norm")
     write_norms(tmp_path, norms)
@@ -106,32 +114,30 @@ class Clamped(nn.Module):
 
 
 def clamped(most, layer=1):
-    body, decoder = drawn(llama, "float32")
-    norm = Clamped(decoder.layers[layer].post_attention_layernorm)
-    norm.most = most
-    decoder.layers[layer].post_attention_layernorm = norm
-    return body, decoder
+    body = drawn(llama, "float32")
+    layer = body.language_model.layers[layer]
+    layer.post_attention_layernorm = Clamped(layer.post_attention_layernorm)
+    layer.post_attention_layernorm.most = most
+    return body
 
 
 def test_a_norm_of_no_known_kind_in_one_layer():
-    body, decoder = clamped(most=0.5)
-    assert find_norms(decoder, check_sites(body, decoder, IDS)) is None
-    body, decoder = clamped(most=1e9)
-    assert find_norms(decoder, check_sites(body, decoder, IDS)).kind == "rms"
+    assert norms_of(clamped(most=0.5)) is None
+    assert norms_of(clamped(most=1e9)).kind == "rms"
 
 
 @pytest.mark.parametrize("name", ["weight", "variance_epsilon"])
 def test_a_norm_that_does_not_say_what_it_holds(name):
-    _, decoder = clamped(most=1e9)
-    setattr(decoder.layers[1].post_attention_layernorm, name, None)
-    seen = {number: (torch.ones(1, 2, WIDTH),) * 2 for number in range(len(decoder.layers))}
-    assert find_norms(decoder, seen) is None
+    found = proven(clamped(most=1e9))
+    assert find_norms(found.decoder, found.seen) is not None
+    setattr(found.decoder.layers[1].post_attention_layernorm, name, None)
+    assert find_norms(found.decoder, found.seen) is None
 
 
 def test_real_rows_tell_what_the_first_text_did_not():
     """The witness sees the first pass inside its block alone."""
-    body, decoder = clamped(most=1e9)
-    norms = find_norms(decoder, check_sites(body, decoder, IDS))
+    body = clamped(most=1e9)
+    decoder, norms = proven(body).decoder, norms_of(body)
     decoder.layers[1].post_attention_layernorm.most = 0.5
     with NormWitness(decoder, norms) as witness:
         assert witness.agrees is None
