@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from capture.passes.patches import patch_grid
+from capture.patches.layouts import PatchPlaces
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.formats.columns import (
     GENERATED,
@@ -20,6 +20,7 @@ from llava_amber_activations.formats.columns import (
     POSITION,
     SAMPLE,
     TEXT,
+    TILE,
     TOKEN_ID,
 )
 
@@ -63,6 +64,7 @@ def select_rows(
     choice: PositionChoice,
     image_token_id: int,
     prompt_lengths: Sequence[int] | None = None,
+    patches: PatchPlaces | None = None,
 ) -> ChosenRows:
     """Choose the rows of a batch that is padded on the right; padding is never chosen.
 
@@ -71,6 +73,7 @@ def select_rows(
         samples: number of each element's sample.
         prompt_lengths: tokens of each element's prompt; those after it are its response. Where it
             is None, every token is the prompt's.
+        patches: where those of each element's picture lie; where it is None, nobody knows.
 
     Raises:
         ActivationsError: the mode is none of those of `PositionChoice`.
@@ -87,15 +90,17 @@ def select_rows(
     if choice.always is not None:
         chosen |= _chosen(kind, real, choice.always)
     element, position = chosen.nonzero(as_tuple=True)
-    patch_row, patch_col = _patches(inputs, kind, real)
+    tile, patch_row, patch_col = _places(kind, real, patches)[element, position].unbind(dim=1)
     columns = {
         SAMPLE: torch.tensor(samples)[element],
         POSITION: position,
         TOKEN_ID: ids[element, position],
         KIND: kind[element, position],
-        PATCH_ROW: patch_row[element, position],
-        PATCH_COL: patch_col[element, position],
+        PATCH_ROW: patch_row,
+        PATCH_COL: patch_col,
     }
+    if patches is not None and patches.has_tiles:
+        columns[TILE] = tile
     return ChosenRows(
         flat=element * ids.shape[1] + position,
         element=element,
@@ -130,17 +135,10 @@ def _draw(chosen: torch.Tensor, samples: Sequence[int], count: int, seed: int) -
             row[torch.from_numpy(kept)] = True
 
 
-def _patches(
-    inputs: Mapping[str, torch.Tensor], kind: torch.Tensor, real: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the patch row and column of every token: int64 [batch, T]."""
-    patch_row = torch.full_like(kind, NO_PATCH)
-    patch_col = torch.full_like(kind, NO_PATCH)
-    for element in range(len(kind)):
-        tokens = (real[element] & (kind[element] == IMAGE_PATCH)).nonzero()[:, 0]
-        rows, columns = patch_grid(inputs, element, len(tokens))
-        if rows:
-            order = torch.arange(len(tokens))
-            patch_row[element, tokens] = order // columns
-            patch_col[element, tokens] = order % columns
-    return patch_row, patch_col
+def _places(kind: torch.Tensor, real: torch.Tensor, patches: PatchPlaces | None) -> torch.Tensor:
+    """Return tile, patch row and patch column of every token: int64 [batch, T, 3]."""
+    places = torch.full((*kind.shape, 3), NO_PATCH)
+    if patches is not None:
+        for element, found in enumerate(patches.of_elements):
+            places[element, real[element] & (kind[element] == IMAGE_PATCH)] = found
+    return places

@@ -22,6 +22,7 @@ from capture.model.taps import Taps
 from capture.model.tolerance import relative_errors, root_mean_square, tolerance
 from capture.passes.inputs import make_inputs, token_ids
 from capture.passes.positions import ChosenRows, PositionChoice, select_rows
+from capture.patches.layouts import PatchPlaces, patch_places
 from capture.samples.pictures import Picture
 from capture.samples.queries import Query
 from llava_amber_activations.formats.columns import POSITION
@@ -41,6 +42,7 @@ class PrefixedInputs:
         picture: int64 [batch], whose prefix a query goes on from.
         ids: int64 [batch, T], the whole prompts, padded on the right.
         mask: int64 [batch, T], 1 where `ids` is no padding.
+        patches: where those of the pictures lie.
     """
 
     queries: tuple[Query, ...]
@@ -48,6 +50,7 @@ class PrefixedInputs:
     picture: torch.Tensor
     ids: torch.Tensor
     mask: torch.Tensor
+    patches: PatchPlaces
 
     @property
     def length(self) -> int:
@@ -55,14 +58,8 @@ class PrefixedInputs:
         return self.prefix["input_ids"].shape[1]
 
     def described(self) -> dict[str, torch.Tensor]:
-        """Return what `select_rows` asks of a batch: ids, mask, and the pictures' shapes."""
-        inputs = {"input_ids": self.ids, "attention_mask": self.mask}
-        if "image_grid_thw" in self.prefix:
-            inputs["image_grid_thw"] = self.prefix["image_grid_thw"][self.picture]
-        elif (pixels := self.prefix.get("pixel_values")) is not None and pixels.ndim == 4:
-            # Only their shape is asked for, which is that of every picture.
-            inputs["pixel_values"] = pixels[:1].expand(len(self.ids), -1, -1, -1)
-        return inputs
+        """Return what `select_rows` asks of a batch: ids and mask."""
+        return {"input_ids": self.ids, "attention_mask": self.mask}
 
 
 def prefix_ids(ids: Sequence[int], image_token_id: int) -> tuple[int, ...] | None:
@@ -105,6 +102,8 @@ def make_prefixed_inputs(
                 processor, [groups[number] for number in same], image_token_id
             )
         ]
+    sizes = [(picture.image.height, picture.image.width) for _, picture in groups]
+    patches = patch_places(processor, inputs, sizes, image_token_id)
     shape = inputs["input_ids"].shape
     prefix = {
         name: tensor[:, : lengths[0]] if tensor.shape == shape else tensor
@@ -128,6 +127,7 @@ def make_prefixed_inputs(
             picture=torch.arange(len(groups)).repeat_interleave(counts),
             ids=torch.tensor(padded),
             mask=torch.tensor(masks),
+            patches=patches,
         )
     ]
 
@@ -146,7 +146,10 @@ def run_prefixed(
         As from `Taps.aimed`, [2 × layers, rows, H], and which rows they are.
     """
     samples = [query.sample for query in inputs.queries]
-    rows = select_rows(inputs.described(), samples, choice, model.image_token_id)
+    rows = select_rows(
+        *(inputs.described(), samples, choice, model.image_token_id),
+        patches=inputs.patches.of(inputs.picture),
+    )
     position = rows.columns[POSITION].to(torch.int64)
     in_prefix = position < inputs.length
     flat = inputs.picture[rows.element] * inputs.length + position

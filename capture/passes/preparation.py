@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from capture.passes.inputs import make_inputs
 from capture.passes.prefix import PrefixedInputs, make_prefixed_inputs, prefix_ids
 from capture.passes.prompts import Prompts, too_long
+from capture.patches.layouts import PatchPlaces, patch_places
 from capture.samples.pictures import Picture, PictureSource, read_picture
 from capture.samples.queries import Query
 from llava_amber_activations.console.interruption import interrupts_left_to_this_process
@@ -50,6 +51,7 @@ class PreparedBatch:
             prefixes are shared.
         prefixed: the inputs where prefixes are shared.
         generation_inputs: the same, padded on the left, where responses are wanted.
+        patches: where those of the pictures of `inputs` lie.
         digests: SHA-256 of each sample's picture.
         skipped: why each other sample has none.
     """
@@ -59,6 +61,7 @@ class PreparedBatch:
     inputs: dict[str, torch.Tensor] | None = None
     prefixed: tuple[PrefixedInputs, ...] = ()
     generation_inputs: dict[str, torch.Tensor] | None = None
+    patches: PatchPlaces | None = None
     digests: dict[int, str] = field(default_factory=dict)
     skipped: dict[int, str] = field(default_factory=dict)
 
@@ -189,6 +192,8 @@ class _Preparation(Dataset[PreparedBatch]):
         images = list(pictures.values())
         inputs = make_inputs(self._processor, queries, images)
         self._check_length([inputs["attention_mask"]])
+        sizes = [(picture.image.height, picture.image.width) for picture in images]
+        patches = patch_places(self._processor, inputs, sizes, self._image_token_id)
         left = None
         if self._for_generation:
             left = make_inputs(self._processor, queries, images, padding_side="left")
@@ -197,6 +202,7 @@ class _Preparation(Dataset[PreparedBatch]):
             queries=queries,
             inputs=inputs,
             generation_inputs=left,
+            patches=patches,
             digests=digests,
             skipped=skipped,
         )

@@ -17,14 +17,23 @@ from capture.passes.positions import ChosenRows, PositionChoice, select_rows
 from capture.passes.prefix import run_prefixed
 from capture.passes.preparation import PreparedBatch
 from capture.passes.token_pieces import token_pieces
+from capture.patches.layouts import cuts_tiles
 from capture.samples.queries import Query
 from capture.settings import CaptureSettings
 from llava_amber_activations.errors import ActivationsError
-from llava_amber_activations.formats.columns import OPTIONAL_ROW_TENSORS, ROW_TENSORS
+from llava_amber_activations.formats.columns import OPTIONAL_ROW_TENSORS, ROW_TENSORS, TILE
 from llava_amber_activations.store.samples import Tokens
 from llava_amber_activations.vectors.finite import finite_slots
 
-COLUMNS = (*ROW_TENSORS, *OPTIONAL_ROW_TENSORS)
+
+def extra_row_tensors(model: CaptureModel) -> tuple[str, ...]:
+    """Return which of the row tensors that not every store has a capture of `model` has."""
+    return (TILE,) if cuts_tiles(model.processor) else ()
+
+
+def row_tensors(model: CaptureModel) -> tuple[str, ...]:
+    """Return the names of all row tensors that a capture of `model` has."""
+    return (*ROW_TENSORS, *OPTIONAL_ROW_TENSORS, *extra_row_tensors(model))
 
 
 @dataclass(frozen=True)
@@ -132,7 +141,9 @@ def run_batch(
         inputs, lengths = append_responses(inputs, ids, model.pad_token_id)
         texts = model.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
         responses = {sample: text.strip() for sample, text in zip(samples, texts, strict=True)}
-    rows = select_rows(inputs, samples, choice, model.image_token_id, lengths)
+    rows = select_rows(
+        inputs, samples, choice, model.image_token_id, lengths, patches=prepared.patches
+    )
     with taps.aimed(rows.flat, model.device) as gathered:
         model.body(**model.on_device(inputs), use_cache=False)
     found = _gathered(prepared, [(gathered, rows)], taps.layers, model, settings, encoders)
@@ -194,7 +205,9 @@ def _gathered(
 ) -> GatheredBatch:
     """Join what the parts of a batch gathered, and compute the features of it."""
     vectors = parts[0][0] if len(parts) == 1 else torch.cat([part for part, _ in parts], dim=1)
-    columns = {name: torch.cat([rows.columns[name] for _, rows in parts]) for name in COLUMNS}
+    columns = {
+        name: torch.cat([rows.columns[name] for _, rows in parts]) for name in row_tensors(model)
+    }
     element = torch.cat([rows.element for _, rows in parts]).to(model.device)
     n_samples = len(prepared.queries)
     features = {

@@ -10,7 +10,7 @@ import torch
 
 from capture.model.load import CaptureModel
 from capture.samples.queries import Query
-from capture.sink.chunk import COLUMNS, Asked, CapturedBatch
+from capture.sink.chunk import Asked, CapturedBatch, row_tensors
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.formats.columns import SAMPLE
 from llava_amber_activations.store.layout import vector_names
@@ -51,14 +51,14 @@ def join_chunk(
     filled = [batch for batch in batches if batch.vectors is not None]
     columns = {
         name: torch.cat([batch.columns[name] for batch in filled] or [_no_rows()])
-        for name in COLUMNS
+        for name in row_tensors(model)
     }
     order = torch.argsort(columns[SAMPLE], stable=True)
     runs = _runs(order, [len(batch.columns[SAMPLE]) for batch in filled])
     names = vector_names(range(len(model.decoder.layers)) if layers is None else layers)
     vectors = [batch.vectors.tensor() for batch in filled if batch.vectors is not None]
     no_rows = torch.empty(0, model.decoder.hidden_size, dtype=dtype)
-    pieces = {name: [columns[name][order]] for name in COLUMNS}
+    pieces = {name: [columns[name][order]] for name in columns}
     for slot, name in enumerate(names):
         pieces[name] = [vectors[n][slot, start:stop] for n, start, stop in runs] or [no_rows]
     said = [batch.finite.tensor() for batch in filled if batch.finite is not None]

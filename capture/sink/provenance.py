@@ -13,6 +13,7 @@ from capture.model.load import CaptureModel
 from capture.model.transcoders import checkpoints_sha256
 from capture.passes.inputs import QUERY_PLACEHOLDER, render_prompt
 from capture.settings import CaptureSettings
+from capture.sink.chunk import extra_row_tensors
 from capture.sink.settled import asked_fields
 from llava_amber_activations.files.checksums import files_sha256
 from llava_amber_activations.formats.layers import LayerWindow
@@ -60,6 +61,7 @@ def make_recipe(
         device=device_names(parameter.device for parameter in model.whole.parameters()),
         reuse_prefix=reuse_prefix,
         sites=model.decoder.sites(settings.x_site),
+        extra_columns=extra_row_tensors(model),
         # torch's own version says which CUDA it was built for, where its package's does not.
         versions={
             "torch": str(torch.__version__),

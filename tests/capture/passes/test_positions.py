@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 
 from builder.build import build
 from capture.model.tiny_model import make_tiny_llava
-from capture.passes.patches import patch_grid
 from capture.passes.positions import PositionChoice, select_rows
 
 IMAGE_TOKEN = 4
@@ -70,26 +69,6 @@ def test_a_patch_is_where_its_pixels_are(tmp_path, make_store):
     change = np.linalg.norm(x[1] - x[0], axis=1)
     brightest = int(np.argmax(change))
     assert (rows["patch_row"][brightest], rows["patch_col"][brightest]) == (1, 2)
-
-
-@pytest.mark.parametrize(
-    ("shape", "n_tokens", "grid"),
-    [
-        ((1, 3, 336, 336), 576, (24, 24)),
-        ((1, 3, 336, 672), 1152, (24, 48)),
-        ((1, 3, 336, 336), 577, (0, 0)),
-        ((1, 5, 3, 336, 336), 2880, (0, 0)),
-    ],
-    ids=["square", "wide", "with a class token", "tiles"],
-)
-def test_grids(shape, n_tokens, grid):
-    assert patch_grid({"pixel_values": torch.empty(shape, device="meta")}, 0, n_tokens) == grid
-
-
-def test_grids_of_merged_patches():
-    """Qwen2-VL: 1 × 16 × 24 patches, merged two by two."""
-    inputs = {"image_grid_thw": torch.tensor([[1, 16, 24]])}
-    assert patch_grid(inputs, 0, 16 * 24 // 4) == (8, 12)
 
 
 def test_drawn_positions(make_store, all_store, tmp_path):

@@ -10,14 +10,16 @@ from hypothesis import strategies as st
 from capture.passes.host_copy import HostCopy
 from capture.passes.preparation import PlannedBatch, PreparedBatch
 from capture.samples.queries import Query
-from capture.sink.chunk import COLUMNS, CapturedBatch
+from capture.sink.chunk import CapturedBatch, row_tensors
 from capture.sink.joining import FiniteVectors, check_finite, join_chunk
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.store.layout import vector_names
 from llava_amber_activations.vectors.finite import finite_slots
 
 N_LAYERS, WIDTH = 2, 3
-MODEL = SimpleNamespace(decoder=SimpleNamespace(layers=[None] * N_LAYERS, hidden_size=WIDTH))
+MODEL = SimpleNamespace(
+    decoder=SimpleNamespace(layers=[None] * N_LAYERS, hidden_size=WIDTH), processor=None
+)
 NAMES = vector_names(range(N_LAYERS))
 
 
@@ -26,7 +28,7 @@ def batch_of(samples, generator, finite=False):
     rows = torch.tensor([sample for sample, n_rows in samples for _ in range(n_rows)])
     position = torch.tensor([row for _, n_rows in samples for row in range(n_rows)])
     vectors = torch.randn(2 * N_LAYERS, len(rows), WIDTH, generator=generator)
-    columns = {name: torch.zeros(len(rows), dtype=torch.int32) for name in COLUMNS}
+    columns = {name: torch.zeros(len(rows), dtype=torch.int32) for name in row_tensors(MODEL)}
     columns |= {"sample": rows.to(torch.int32), "position": position.to(torch.int32)}
     plan = PreparedBatch(PlannedBatch(0, ()))
     said = HostCopy(finite_slots(vectors)) if finite else None

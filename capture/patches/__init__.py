@@ -1,0 +1,1 @@
+"""Where the patches of a picture lie, in the order of the tokens that stand for them."""

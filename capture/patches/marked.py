@@ -1,0 +1,76 @@
+"""Tiles and rows that tokens between them tell apart."""
+
+from __future__ import annotations
+
+import re
+from math import isqrt
+from typing import Any
+
+import torch
+
+from capture.patches.grids import tiled, whole
+from capture.patches.seen_picture import SeenPicture
+
+# Idefics3 and SmolVLM write <row_1_col_2> before a tile, LFM2-VL <|img_row_1_col_2|>.
+_ROW_AND_COLUMN = re.compile(r"row_(\d+)_col_(\d+)\|?>$")
+_MOST_MARK_TOKENS = 32
+
+
+def rows_with_breaks(processor: Any, seen: SeenPicture) -> torch.Tensor | None:
+    """Place the patches of a picture whose rows end with a token of their own (Pixtral)."""
+    lengths = {stop - start for start, stop in seen.runs()}
+    return whole(len(seen.runs()), lengths.pop()) if len(lengths) == 1 else None
+
+
+def numbered_tiles(processor: Any, seen: SeenPicture) -> torch.Tensor | None:
+    """Place the patches of tiles that the prompt numbers, and of the whole picture after them.
+
+    Idefics3, SmolVLM: `<row_1_col_1>` before each tile, `<global-img>` before the whole.
+    """
+    runs = seen.runs()
+    numbers = [_row_and_column(processor, seen, start) for start, _ in runs]
+    tiles = [number for number in numbers if number is not None]
+    if tiles:
+        tile_rows, tile_columns = map(max, zip(*tiles, strict=True))
+    else:
+        tile_rows = tile_columns = 0
+    reading_order = [(1 + n // tile_columns, 1 + n % tile_columns) for n in range(len(tiles))]
+    if tiles != reading_order or numbers[: len(tiles)] != tiles:
+        return None
+    return tiles_then_whole(seen, tile_rows, tile_columns)
+
+
+def separated_tiles(processor: Any, seen: SeenPicture) -> torch.Tensor | None:
+    """Place the patches of tiles with tokens between tiles and after rows of them (Llama 4).
+
+    The whole picture comes last, and alone where there is one tile.
+    """
+    end_of_row = processor.tokenizer.convert_tokens_to_ids(processor.tile_global_token)
+    tile_rows = int((seen.ids == end_of_row).sum())
+    n_tiles = len(seen.runs()) - 1
+    if tile_rows == 0:
+        return tiles_then_whole(seen, 0, 0)
+    return tiles_then_whole(seen, tile_rows, n_tiles // tile_rows)
+
+
+def tiles_then_whole(seen: SeenPicture, tile_rows: int, tile_columns: int) -> torch.Tensor | None:
+    """Place tiles of equal squares of patches, one after the other, and the whole after them.
+
+    Args:
+        tile_rows, tile_columns: how the tiles lie; 0 where there is the whole picture alone.
+
+    Returns:
+        None where the tokens are not those of so many squares.
+    """
+    n_squares = tile_rows * tile_columns + 1
+    side = isqrt(seen.n_tokens // n_squares)
+    if n_squares * side**2 != seen.n_tokens:
+        return None
+    last = whole(side, side)
+    return torch.cat([tiled(tile_rows, tile_columns, side, side), last]) if tile_rows else last
+
+
+def _row_and_column(processor: Any, seen: SeenPicture, start: int) -> tuple[int, int] | None:
+    before = seen.ids[max(start - _MOST_MARK_TOKENS, 0) : start].tolist()
+    found = _ROW_AND_COLUMN.search(processor.tokenizer.decode(before))
+    return None if found is None else (int(found[1]), int(found[2]))
