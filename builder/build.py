@@ -166,7 +166,7 @@ def build(
         if ranks.world_size > 1:
             launch = launched.enter_context(begun_launch(begun.ranks))
         # First, because a picture that is not the one that was captured ends the build.
-        files = write_samples(folder, records, joined, samples, recipe.n_layers)
+        files = write_samples(folder, records, joined, samples, recipe)
         if launch is not None:
             make_mine(begun)
             wait_for_others(begun.ranks, launch, ranks)

@@ -26,8 +26,9 @@ from llava_amber_activations.formats.arrow_vectors import (
     Vectors,
     arrow_to_targets,
     arrow_to_vectors,
+    numbers_in,
 )
-from llava_amber_activations.formats.columns import LEADING, SAMPLE, TARGETS, X
+from llava_amber_activations.formats.columns import FLOATS, SAMPLE, TARGETS, X, row_columns
 from llava_amber_activations.formats.dataset_folder import (
     ALL_LAYERS,
     ALL_LAYERS_SPLIT,
@@ -235,7 +236,7 @@ def _check_split(source: Source, layer: int, progress: Progress) -> None:
     for mine, theirs in _aligned(own, tables_of_layer(source, shards, wanted)):
         _check_finite(mine, split)
         where = f"rows {row} to {row + len(mine) - 1} of split {split} in {source.name}"
-        if not mine.select(LEADING).equals(theirs.select(LEADING)):
+        if not _same_rows(mine, theirs):
             raise ActivationsError(
                 f"{where} are of other samples or positions than in {ALL_LAYERS}"
             )
@@ -261,6 +262,19 @@ def _aligned(
         n = min(len(a), len(b))
         yield a.slice(0, n), b.slice(0, n)
         a, b = a.slice(n), b.slice(n)
+
+
+def _same_rows(mine: pa.Table, theirs: pa.Table) -> bool:
+    """Whether two tables say the same of their rows; what is not known of both is the same."""
+    names = row_columns(mine.schema.names)
+    if names != row_columns(theirs.schema.names):
+        return False
+    exact = [name for name in names if name not in FLOATS]
+    return mine.select(exact).equals(theirs.select(exact)) and all(
+        _same_bits(numbers_in(mine[name]), numbers_in(theirs[name]))
+        for name in names
+        if name in FLOATS
+    )
 
 
 def _same_bits(first: Vectors, second: Vectors) -> bool:

@@ -66,6 +66,7 @@ class OpenCapture:
             source=self.benchmark.pictures,
             settings=self.settings,
             share_prefixes=bool(self.recipe.reuse_prefix),
+            extra_columns=self.recipe.extra_columns,
         )
 
 

@@ -49,6 +49,7 @@ class PassSetup:
         encoders: of each layer whose features are wanted.
         share_prefixes: whether queries on one picture share its prefix.
         on_answers: is told how far the answers of a batch are, while they are generated.
+        extra_columns: as the recipe has them.
     """
 
     model: CaptureModel
@@ -58,6 +59,7 @@ class PassSetup:
     encoders: Mapping[int, Encoder] = field(default_factory=dict)
     share_prefixes: bool = False
     on_answers: OnAnswers | None = None
+    extra_columns: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def make_chunks(
     norms = model.norms if settings.x_site == "resid_mid" else None
     with (
         Taps(model.decoder, settings.x_site, dtype, settings.layers) as taps,
-        chunk_sink(store, model, dtype, settings.layers) as sink,
+        chunk_sink(store, model, dtype, settings.layers, setup.extra_columns) as sink,
     ):
         for chunk in run_chunks(
             todo, setup, taps, lambda batch: to_host(batch, model), on_samples, norms=norms

@@ -131,7 +131,7 @@ def recapture(
                     f"the image {record.image} of sample {record.sample} in {image_dir} is not the "
                     "one that was captured: its SHA-256 differs"
                 )
-            joined = join_chunk([query], [batch], loaded, kept, recipe.layers)
+            joined = join_chunk([query], [batch], loaded, kept, recipe.layers, recipe.extra_columns)
             tensors = {name: torch.cat(parts) for name, parts in joined.pieces.items()}
             check_finite(tensors, recipe.kept_layers)
             stored = _stored_rows(store, record.sample)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import datasets
 
-from llava_amber_activations.formats.columns import LEADING
+from llava_amber_activations.formats.columns import row_columns
 from llava_amber_activations.formats.dataset_folder import ALL_LAYERS, ALL_LAYERS_SPLIT
 from llava_amber_activations.sources.shard_file import is_remote, source_errors
 from llava_amber_activations.sources.source import Source
@@ -21,7 +21,7 @@ def load_all_layers(
     A repo's shards are downloaded whole, whichever columns are wanted.
 
     Args:
-        columns: names of vectors; what says which row a row is comes with them.
+        columns: names of vectors; what is said of a row comes with them.
         cache_dir: where `datasets` prepares; its own cache where it is None.
 
     Raises:
@@ -33,7 +33,7 @@ def load_all_layers(
             source.name if is_remote(source.root) else source.root,
             ALL_LAYERS,
             split=ALL_LAYERS_SPLIT,
-            columns=[*LEADING, *columns],
+            columns=[*row_columns(source.manifest.recipe.extra_columns), *columns],
             revision=revision,
             cache_dir=None if cache_dir is None else str(cache_dir),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import pyarrow as pa
@@ -33,6 +34,10 @@ class VectorForm(Protocol):
     @property
     def width(self) -> int:
         """Length of every vector."""
+
+    @property
+    def extra_columns(self) -> Sequence[str]:
+        """Which columns of `EXTRA` the rows have."""
 
 
 class Contents(VectorForm, Protocol):

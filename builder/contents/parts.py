@@ -41,6 +41,7 @@ class OpenParts:
         self.dtype = contents.dtype
         self.n_layers = contents.n_layers
         self.width = contents.width
+        self.extra_columns = contents.extra_columns
         self.starts = [0, *accumulate(contents.part_rows)]
         self._contents = contents
         self._dtype = torch_dtype(contents.dtype)

@@ -42,6 +42,11 @@ class FeaturesContents:
     build: str
 
     @property
+    def extra_columns(self) -> tuple[str, ...]:
+        """None: of a sample's features, nothing more is said."""
+        return ()
+
+    @property
     def n_samples(self) -> int:
         """Rows of each split."""
         return sum(self.chunk_samples)

@@ -23,13 +23,16 @@ from builder.contents.spans import spans
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.formats.arrow_vectors import Vectors
 from llava_amber_activations.formats.columns import (
+    EXTRA_ROW_TENSORS,
     ID,
     IMAGE,
     KIND,
+    NO_IMAGE,
     PATCH_COL,
     PATCH_ROW,
     POSITION,
     SAMPLE,
+    SOURCE,
     TOKEN_ID,
     kind_name,
 )
@@ -68,18 +71,23 @@ class StoreRows:
         records = [
             self._records[sample] for part in self._parts(SAMPLE, rows) for sample in part.tolist()
         ]
-        return {
+        extra = self._contents.extra_columns
+        own = [name for name in EXTRA_ROW_TENSORS if name in extra]
+        columns = {
             SAMPLE: pa.array([record.sample for record in records], pa.int32()),
             ID: pa.array([record.id for record in records], pa.int32()),
-            IMAGE: pa.array([record.image for record in records], pa.string()),
-            KIND: pa.array([kind_name(code) for code in self._integers(KIND, rows)], pa.string()),
+            IMAGE: pa.array([record.image or NO_IMAGE for record in records], pa.string()),
+            KIND: pa.array([kind_name(code) for code in self._numbers(KIND, rows)], pa.string()),
             **{
-                name: pa.array(self._integers(name, rows))
-                for name in (POSITION, TOKEN_ID, PATCH_ROW, PATCH_COL)
+                name: pa.array(self._numbers(name, rows))
+                for name in (POSITION, TOKEN_ID, PATCH_ROW, PATCH_COL, *own)
             },
         }
+        if SOURCE in extra:
+            columns[SOURCE] = pa.array([record.source for record in records], pa.string())
+        return columns
 
-    def _integers(self, name: str, rows: range) -> np.ndarray:
+    def _numbers(self, name: str, rows: range) -> np.ndarray:
         return np.concatenate([part.numpy() for part in self._parts(name, rows)])
 
     def _parts(self, name: str, rows: range) -> Iterator[torch.Tensor]:
@@ -103,6 +111,7 @@ class StoreContents:
     """A finished capture store, as `builder.shards.write` wants it.
 
     Attributes:
+        extra_columns: as the recipe has them.
         chunk_rows: rows of each chunk.
         sha256: one checksum of all that the store says of itself, its tensors' checksums included.
         build: names this opening of the store, in whatever process its rows are read.
@@ -112,6 +121,7 @@ class StoreContents:
     dtype: str
     n_layers: int
     width: int
+    extra_columns: tuple[str, ...]
     chunk_rows: tuple[int, ...]
     sha256: str
     build: str
@@ -151,6 +161,7 @@ def store_contents(store: Path, recipe: Recipe, records: Sequence[SampleRecord])
         dtype=dataset_dtype(recipe.store_dtype),
         n_layers=recipe.n_layers,
         width=recipe.hidden_size,
+        extra_columns=recipe.extra_columns,
         chunk_rows=tuple(chunk_rows),
         sha256=digest.hexdigest(),
         build=uuid4().hex,

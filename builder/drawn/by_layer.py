@@ -29,7 +29,7 @@ class KindNorms:
     """Euclidean norms of one vector's rows of one kind of token.
 
     Attributes:
-        kind: of `COUNTED_KINDS`: text, image, generated or unknown; "all" for every row.
+        kind: of `COUNTED_KINDS`; "all" for every row.
         n_rows: rows of it, at least one.
         mean: of the norms.
         spread: of the norms.

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from builder.drawn.choosing import shard_rows
 from llava_amber_activations.formats.arrow_vectors import (
@@ -21,13 +22,14 @@ from llava_amber_activations.formats.arrow_vectors import (
     numbers_in,
 )
 from llava_amber_activations.formats.columns import (
+    FLOATS,
     IMAGE,
-    INTEGERS,
     KIND,
-    LEADING,
+    SOURCE,
     TARGETS,
     X,
     kind_codes,
+    row_columns,
 )
 from llava_amber_activations.formats.dataset_folder import (
     ALL_LAYERS,
@@ -43,6 +45,9 @@ from llava_amber_activations.sources.shard_file import ShardFile
 from llava_amber_activations.sources.source import Source, expected_of
 
 Columns = Mapping[str, npt.NDArray[Any]]
+
+# Of those that are no int32.
+_OF_COLUMN = {**dict.fromkeys((IMAGE, SOURCE), object), **dict.fromkeys(FLOATS, np.float32)}
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,9 @@ def names_there(source: Source) -> set[str]:
 
 
 def read_leading(source: Source, rows: Sequence[range]) -> dict[str, npt.NDArray[Any]]:
-    """Read what says which rows they are: int32 [rows] each, `kind` as its code; `image` as text.
+    """Read what says which rows they are, and what more is said of them: [rows] each.
+
+    `kind` is its code, `image` and `source` are texts, `logprob` is float32, and all else int32.
 
     Args:
         rows: ranges of rows, counted over all shards; they ascend and do not overlap.
@@ -100,16 +107,22 @@ def read_leading(source: Source, rows: Sequence[range]) -> dict[str, npt.NDArray
         ActivationsError: a shard is missing or damaged.
     """
 
+    names = row_columns(source.manifest.recipe.extra_columns)
+    dtypes = {name: np.dtype(_OF_COLUMN.get(name, np.int32)) for name in names}
+
+    def values(name: str, column: pa.ChunkedArray) -> npt.NDArray[Any]:
+        if name == KIND:
+            return kind_codes(column.to_pylist())
+        if dtypes[name].kind == "O":
+            return np.array(column.to_pylist(), dtype=object)
+        return numbers_in(column)
+
     def read(shard: ShardFile, group: int) -> Columns:
         check_types(shard.schema, [], shard.url)
-        table = read_columns(shard, group, LEADING)
-        return {
-            **{name: numbers_in(table[name]) for name in INTEGERS},
-            KIND: kind_codes(table[KIND].to_pylist()),
-            IMAGE: np.array(table[IMAGE].to_pylist(), dtype=object),
-        }
+        table = read_columns(shard, group, names)
+        return {name: values(name, table[name]) for name in names}
 
-    shapes = {name: ((), np.dtype(object if name == IMAGE else np.int32)) for name in LEADING}
+    shapes = {name: ((), dtype) for name, dtype in dtypes.items()}
     return _read(source, guide_shards(source), rows, read, shapes)
 
 

@@ -31,6 +31,7 @@ from llava_amber_activations.formats.layers import mlp_out_name, x_name
 
 # Okabe & Ito's colours, which people who do not see red or green tell apart.
 _BLUE, _ORANGE, _GREEN, _PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+_SKY = "#56B4E9"
 _GREY = "#7f7f7f"
 _SHADES = ("#0b3d66", "#2f7fbf", "#a9cdea")
 # Markers differ too, for whoever sees no colours.
@@ -38,6 +39,8 @@ _OF_KIND = {
     "text": (_BLUE, "o"),
     "image": (_ORANGE, "s"),
     "generated": (_GREEN, "^"),
+    "answer": (_PURPLE, "v"),
+    "system": (_SKY, "P"),
     "unknown": (_GREY, "D"),
 }
 _OF_RANK = ((_BLUE, "o"), (_ORANGE, "s"), (_GREEN, "^"), (_PURPLE, "D"))

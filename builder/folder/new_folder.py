@@ -26,7 +26,7 @@ from llava_amber_activations.formats.dataset_folder import (
     Manifest,
 )
 from llava_amber_activations.sources.source import Source
-from llava_amber_activations.sources.statistics import write_statistics
+from llava_amber_activations.sources.statistics_file import write_statistics
 from llava_amber_activations.store.norms_file import write_norms
 from llava_amber_activations.vectors.norms import Norms
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 
 from llava_amber_activations.errors import ActivationsError
-from llava_amber_activations.formats.columns import FEATURES, LEADING
+from llava_amber_activations.formats.columns import FEATURES, ROW_COLUMNS
 from llava_amber_activations.formats.dataset_folder import (
     ALL_LAYERS,
     CLT_FEATURES,
@@ -78,6 +78,6 @@ def _expected(schema: pa.Schema, config: str, manifest: Manifest) -> pa.Schema:
         names = vector_names(recipe.kept_layers)
         if recipe.origin != "capture":
             # An import has the vectors that its files had.
-            names = [name for name in schema.names if name not in LEADING]
-        return all_layers_schema(names, *shape)
-    return default_schema(*shape)
+            names = [name for name in schema.names if name not in ROW_COLUMNS]
+        return all_layers_schema(names, *shape, recipe.extra_columns)
+    return default_schema(*shape, recipe.extra_columns)

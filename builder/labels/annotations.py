@@ -13,7 +13,7 @@ import pyarrow as pa
 from builder.labels.amber import HALLU, TRUTH, TYPE, is_amber_type
 from builder.labels.entries import read_entries
 from llava_amber_activations.errors import ActivationsError
-from llava_amber_activations.formats.columns import IMAGE, PICTURE, QUERY, SAMPLE_COLUMNS
+from llava_amber_activations.formats.columns import IMAGE, PICTURE, QUERY, SAMPLE_COLUMNS, SOURCE
 from llava_amber_activations.store.samples import SampleRecord
 
 # Of this project, beside the samples' own.
@@ -68,8 +68,11 @@ def other_columns(records: Sequence[SampleRecord], annotations: Annotations) -> 
     if all(is_amber_type(entry.get(TYPE)) for entry in by_id.values()):
         keys.pop(TYPE, None)
     columns = {}
+    ours = {*_LABELS, *SAMPLE_COLUMNS, PICTURE}
+    if any(record.source is not None for record in records):
+        ours.add(SOURCE)
     for key in keys:
-        if key in (*_LABELS, *SAMPLE_COLUMNS, PICTURE):
+        if key in ours:
             more = ", or 'truth' where it is the right one of yes and no" if key == "answer" else ""
             raise ActivationsError(
                 f"annotations in {annotations.path} have the key {key!r}, which is a column of "

@@ -24,12 +24,13 @@ from llava_amber_activations.console.progress import progress_of
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.formats.columns import (
     ID,
+    IMAGE,
+    KIND,
     NO_PATCH,
     PATCH_COL,
     PATCH_ROW,
     POSITION,
     SAMPLE,
-    STRINGS,
     TOKEN_ID,
 )
 from llava_amber_activations.formats.dtypes import dataset_dtype
@@ -65,6 +66,11 @@ class LayersFolder:
     mlp_outs: tuple[int, ...]
     store_dtype: str
     n_unchecked: int
+
+    @property
+    def extra_columns(self) -> tuple[str, ...]:
+        """None: a file holds nothing but vectors."""
+        return ()
 
     @property
     def rows_of_samples(self) -> list[int]:
@@ -170,7 +176,7 @@ class LayersFolder:
             **{
                 name: pa.array([number] * len(rows), pa.int32()) for name, number in unknown.items()
             },
-            **{name: pa.array([""] * len(rows), pa.string()) for name in STRINGS},
+            **{name: pa.array([""] * len(rows), pa.string()) for name in (IMAGE, KIND)},
         }
 
 

@@ -53,6 +53,11 @@ class SamplesFolder:
         return dataset_dtype(self.store_dtype)
 
     @property
+    def extra_columns(self) -> tuple[str, ...]:
+        """None: a file holds nothing but vectors."""
+        return ()
+
+    @property
     def part_rows(self) -> tuple[int, ...]:
         """Rows of each file."""
         return self.rows_of_samples

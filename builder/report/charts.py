@@ -17,14 +17,25 @@ from llava_amber_activations.formats.layers import split_name
 # Okabe & Ito's colours, which people who do not see red or green tell apart; those of them that
 # are seen on white and on black.
 _BLUE, _VERMILLION, _GREEN, _PURPLE, _GREY = "#0084C8", "#D55E00", "#009E73", "#CC79A7", "#8A8A8A"
+_SKY, _ORANGE = "#56B4E9", "#E69F00"
 KIND_COLOURS = {
     "all": _GREY,
     "text": _BLUE,
     "image": _VERMILLION,
     "generated": _GREEN,
+    "answer": _ORANGE,
+    "system": _SKY,
     "unknown": _PURPLE,
 }
-_DASHES = {"all": "dot", "text": "solid", "image": "dash", "generated": "dashdot", "unknown": "dot"}
+_DASHES = {
+    "all": "dot",
+    "text": "solid",
+    "image": "dash",
+    "generated": "dashdot",
+    "answer": "longdash",
+    "system": "longdashdot",
+    "unknown": "dot",
+}
 _OF_DIMENSIONS = (_BLUE, _VERMILLION, _GREEN)
 _BAND = 0.18
 # Between so many times there are enough powers of ten to name these alone.

@@ -61,18 +61,19 @@ NOTHING_ASKED = SamplesAsked()
 
 
 def picture_path(folder: Path, record: SampleRecord) -> Path:
-    """Return where a sample's picture lies.
+    """Return where the picture of a sample that has one lies.
 
     Raises:
         ActivationsError: its name leaves the folder.
     """
+    assert record.image is not None
     check_relative_path(record.image)
     return folder / record.image
 
 
 def has_picture(record: SampleRecord) -> bool:
-    """Whether a sample's picture could be read when it was captured."""
-    return record.error is None
+    """Whether a sample has a picture, which could be read when it was captured."""
+    return record.error is None and record.image is not None
 
 
 def picture_bytes(asked: SamplesAsked, records: Sequence[SampleRecord]) -> int:
@@ -87,7 +88,7 @@ def picture_bytes(asked: SamplesAsked, records: Sequence[SampleRecord]) -> int:
         return 0
     if not folder.is_dir():
         raise ActivationsError(f"the image folder {folder} does not exist")
-    sizes: dict[str, int] = {}
+    sizes: dict[str | None, int] = {}
     for record in filter(has_picture, records):
         if record.image_sha256 is None:
             raise ActivationsError(

@@ -22,10 +22,10 @@ class Pictures:
     def __init__(self, folder: Path, size: int | None) -> None:
         self._folder = folder
         self._size = size
-        self._last: tuple[tuple[str, str | None], bytes] | None = None
+        self._last: tuple[tuple[str | None, str | None], bytes] | None = None
 
     def content(self, record: SampleRecord) -> bytes | None:
-        """Return a sample's picture file, or a smaller JPEG; None of one that was skipped.
+        """Return a sample's picture file, or a smaller JPEG; None where it has none to show.
 
         Raises:
             ActivationsError: it is missing, or not the picture that was captured.

@@ -21,18 +21,23 @@ Columns = list[pa.Array]
 
 
 def columns_of_records(
-    records: Sequence[SampleRecord], joined: pa.Table, pictures: Pictures | None
+    records: Sequence[SampleRecord],
+    joined: pa.Table,
+    pictures: Pictures | None,
+    *,
+    sources: bool = False,
 ) -> Iterator[Columns]:
     """Yield the columns of `samples_schema`, a row group at a time, of captured samples.
 
     Args:
         joined: what was joined to the records, a row for each; without columns where nothing was.
         pictures: reads them, where they are to be in it.
+        sources: whether each record's source is to be in it.
 
     Raises:
         ActivationsError: a picture is missing, or not the one that was captured.
     """
-    own = samples_schema(1, pa.schema([]), pictures=False)
+    own = samples_schema(1, pa.schema([]), pictures=False, sources=sources)
     with_pictures = samples_schema(1, pa.schema([]), pictures=True)
     start = 0
     for contents in _groups(records, pictures):

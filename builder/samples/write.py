@@ -12,12 +12,14 @@ from builder.samples.asked import SamplesAsked
 from builder.samples.pictures import Pictures
 from builder.samples.table import Columns, columns_of_counts, columns_of_records
 from builder.shards.writer import open_shard
+from llava_amber_activations.formats.columns import SOURCE
 from llava_amber_activations.formats.dataset_folder import (
     SAMPLES,
     SAMPLES_SPLIT,
     FileEntry,
     shard_path,
 )
+from llava_amber_activations.formats.recipe import Recipe
 from llava_amber_activations.formats.schema import samples_schema, with_features
 from llava_amber_activations.store.samples import SampleRecord
 
@@ -31,12 +33,13 @@ def write_samples(
     records: Sequence[SampleRecord],
     joined: pa.Table,
     asked: SamplesAsked,
-    n_layers: int,
+    recipe: Recipe,
 ) -> dict[str, FileEntry]:
     """Write the config of a captured store into a dataset folder.
 
     Args:
         joined: as `columns_of_records` takes it.
+        recipe: of the store.
 
     Returns:
         The file's entry, by its path.
@@ -48,8 +51,12 @@ def write_samples(
     pictures = (
         None if folder_of_pictures is None else Pictures(folder_of_pictures, asked.picture_size)
     )
-    schema = samples_schema(n_layers, joined.schema, pictures=pictures is not None)
-    return _write(folder, schema, columns_of_records(records, joined, pictures))
+    sources = SOURCE in recipe.extra_columns
+    schema = samples_schema(
+        recipe.n_layers, joined.schema, pictures=pictures is not None, sources=sources
+    )
+    columns = columns_of_records(records, joined, pictures, sources=sources)
+    return _write(folder, schema, columns)
 
 
 def write_counted_samples(

@@ -134,7 +134,7 @@ def schema_of(form: VectorForm, task: ShardTask) -> pa.Schema:
     """Return the schema of a shard, as `datasets` reads it."""
     shape = (form.width, form.dtype, form.n_layers)
     if task.config == ALL_LAYERS:
-        return with_features(all_layers_schema(task.names, *shape))
+        return with_features(all_layers_schema(task.names, *shape, form.extra_columns))
     if task.config == CLT_FEATURES:
         return with_features(clt_features_schema(*shape))
-    return with_features(default_schema(*shape))
+    return with_features(default_schema(*shape, form.extra_columns))

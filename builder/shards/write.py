@@ -29,7 +29,7 @@ from llava_amber_activations.formats.arrow_vectors import (
     targets_to_arrow,
     vectors_to_arrow,
 )
-from llava_amber_activations.formats.columns import KIND, LEADING, SAMPLE
+from llava_amber_activations.formats.columns import KIND, SAMPLE, row_columns
 from llava_amber_activations.formats.dataset_folder import (
     CLT_FEATURES,
     DEFAULT_CONFIG,
@@ -231,13 +231,13 @@ def write_shard(
             yield rows
             vectors_of(rows, reader.leading(rows))
         return None, moments
-    leading_names = (SAMPLE,) if task.config == CLT_FEATURES else LEADING
+    of_rows = (SAMPLE,) if task.config == CLT_FEATURES else row_columns(contents.extra_columns)
     with open_shard(folder / task.path, schema) as shard:
         for rows in task.groups:
             yield rows
             leading = reader.leading(rows)
             columns = _vector_columns(vectors_of(rows, leading), task.config)
-            shard.write_group([*(leading[name] for name in leading_names), *columns])
+            shard.write_group([*(leading[name] for name in of_rows), *columns])
     return shard.entry, moments
 
 

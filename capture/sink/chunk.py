@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -21,7 +21,12 @@ from capture.patches.layouts import cuts_tiles
 from capture.samples.queries import Query
 from capture.settings import CaptureSettings
 from llava_amber_activations.errors import ActivationsError
-from llava_amber_activations.formats.columns import OPTIONAL_ROW_TENSORS, ROW_TENSORS, TILE
+from llava_amber_activations.formats.columns import (
+    EXTRA_ROW_TENSORS,
+    OPTIONAL_ROW_TENSORS,
+    ROW_TENSORS,
+    TILE,
+)
 from llava_amber_activations.store.samples import Tokens
 from llava_amber_activations.vectors.finite import finite_slots
 
@@ -31,9 +36,10 @@ def extra_row_tensors(model: CaptureModel) -> tuple[str, ...]:
     return (TILE,) if cuts_tiles(model.processor) else ()
 
 
-def row_tensors(model: CaptureModel) -> tuple[str, ...]:
-    """Return the names of all row tensors that a capture of `model` has."""
-    return (*ROW_TENSORS, *OPTIONAL_ROW_TENSORS, *extra_row_tensors(model))
+def row_tensors(extra_columns: Container[str]) -> tuple[str, ...]:
+    """Return the names of all row tensors of a capture whose recipe has some extra columns."""
+    extra = (name for name in EXTRA_ROW_TENSORS if name in extra_columns)
+    return (*ROW_TENSORS, *OPTIONAL_ROW_TENSORS, *extra)
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,7 @@ class GatheredBatch:
     Attributes:
         vectors: [2 × kept layers, rows, H] of the wanted dtype, as `Taps` orders them; None where
             no sample could be run.
-        columns: the store's row tensors, each int32 [rows], on the CPU.
+        columns: the store's row tensors, each [rows], on the CPU.
         token_ids: of each of `prepared.queries`, what the model read.
         prompt_lengths: of each, how many of those are the prompt's; None where all are.
         responses: of each sample, where they were generated.
@@ -206,7 +212,8 @@ def _gathered(
     """Join what the parts of a batch gathered, and compute the features of it."""
     vectors = parts[0][0] if len(parts) == 1 else torch.cat([part for part, _ in parts], dim=1)
     columns = {
-        name: torch.cat([rows.columns[name] for _, rows in parts]) for name in row_tensors(model)
+        name: torch.cat([rows.columns[name] for _, rows in parts])
+        for name in row_tensors(extra_row_tensors(model))
     }
     element = torch.cat([rows.element for _, rows in parts]).to(model.device)
     n_samples = len(prepared.queries)

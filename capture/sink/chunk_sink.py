@@ -57,6 +57,7 @@ class ChunkSink:
         store: the folder.
         dtype: of the store's vectors.
         layers: that are kept; all of the model's if None.
+        extra_columns: as the recipe has them.
     """
 
     def __init__(
@@ -66,11 +67,13 @@ class ChunkSink:
         dtype: torch.dtype,
         thread: ThreadPoolExecutor,
         layers: Sequence[int] | None = None,
+        extra_columns: Sequence[str] = (),
     ) -> None:
         self._store = store
         self._model = model
         self._dtype = dtype
         self._layers = layers
+        self._extra_columns = extra_columns
         self._thread = thread
         self._pending: deque[tuple[int, Future[None]]] = deque()
 
@@ -88,7 +91,13 @@ class ChunkSink:
         ):
             self._finish_oldest()
         written = self._thread.submit(
-            _write, self._store, chunk, self._model, self._dtype, self._layers
+            _write,
+            self._store,
+            chunk,
+            self._model,
+            self._dtype,
+            self._layers,
+            self._extra_columns,
         )
         self._pending.append((size, written))
 
@@ -114,7 +123,11 @@ class ChunkSink:
 
 @contextmanager
 def chunk_sink(
-    store: Path, model: CaptureModel, dtype: torch.dtype, layers: Sequence[int] | None = None
+    store: Path,
+    model: CaptureModel,
+    dtype: torch.dtype,
+    layers: Sequence[int] | None = None,
+    extra_columns: Sequence[str] = (),
 ) -> Iterator[ChunkSink]:
     """Yield a sink whose chunks are all written when the block ends.
 
@@ -125,7 +138,7 @@ def chunk_sink(
         ActivationsError: as `ChunkSink.put`.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="write") as thread:
-        sink = ChunkSink(store, model, dtype, thread, layers)
+        sink = ChunkSink(store, model, dtype, thread, layers, extra_columns)
         yield sink
         sink.finish()
 
@@ -136,9 +149,10 @@ def _write(
     model: CaptureModel,
     dtype: torch.dtype,
     layers: Sequence[int] | None,
+    extra_columns: Sequence[str],
 ) -> None:
     layers = range(len(model.decoder.layers)) if layers is None else layers
-    joined = join_chunk(chunk.queries, chunk.batches, model, dtype, layers)
+    joined = join_chunk(chunk.queries, chunk.batches, model, dtype, layers, extra_columns)
     with_features = {layer for batch in chunk.batches for layer in batch.features}
     features_sha256 = None
     if with_features:

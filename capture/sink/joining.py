@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
 
@@ -12,7 +12,7 @@ from capture.model.load import CaptureModel
 from capture.samples.queries import Query
 from capture.sink.chunk import Asked, CapturedBatch, row_tensors
 from llava_amber_activations.errors import ActivationsError
-from llava_amber_activations.formats.columns import SAMPLE
+from llava_amber_activations.formats.columns import FLOATS, SAMPLE
 from llava_amber_activations.store.layout import vector_names
 from llava_amber_activations.store.samples import SampleRecord
 from llava_amber_activations.vectors.finite import finite_rows
@@ -23,8 +23,8 @@ class JoinedChunk:
     """A chunk in the order of the query file.
 
     Attributes:
-        pieces: of each tensor its rows, [rows, H] or int32 [rows], in pieces, at least one: those
-            of vectors are views of what the batches hold.
+        pieces: of each tensor its rows, [rows, H] or [rows], in pieces, at least one: those of
+            vectors are views of what the batches hold.
         records: of the chunk's samples.
         finite: of each vector, whether each row is finite, bool [rows], where the batches say so.
     """
@@ -40,25 +40,27 @@ def join_chunk(
     model: CaptureModel,
     dtype: torch.dtype,
     layers: Sequence[int] | None = None,
+    extra_columns: Container[str] = (),
 ) -> JoinedChunk:
     """Put a chunk's batches, in whatever order they are, into that of the query file.
 
     Args:
         dtype: of the vectors, which an empty chunk has too.
         layers: whose vectors they are, as `Taps` has them; all of the model's if None.
+        extra_columns: as the recipe has them.
     """
     batches = list(batches)
     filled = [batch for batch in batches if batch.vectors is not None]
     columns = {
-        name: torch.cat([batch.columns[name] for batch in filled] or [_no_rows()])
-        for name in row_tensors(model)
+        name: torch.cat([batch.columns[name] for batch in filled] or [_no_rows(name)])
+        for name in row_tensors(extra_columns)
     }
     order = torch.argsort(columns[SAMPLE], stable=True)
     runs = _runs(order, [len(batch.columns[SAMPLE]) for batch in filled])
     names = vector_names(range(len(model.decoder.layers)) if layers is None else layers)
     vectors = [batch.vectors.tensor() for batch in filled if batch.vectors is not None]
     no_rows = torch.empty(0, model.decoder.hidden_size, dtype=dtype)
-    pieces = {name: [columns[name][order]] for name in columns}
+    pieces = {name: [column[order]] for name, column in columns.items()}
     for slot, name in enumerate(names):
         pieces[name] = [vectors[n][slot, start:stop] for n, start, stop in runs] or [no_rows]
     said = [batch.finite.tensor() for batch in filled if batch.finite is not None]
@@ -106,9 +108,8 @@ def join_features(
     """
     filled = [batch for batch in batches if batch.features]
     with_rows = [torch.isin(_samples_of(batch), batch.columns[SAMPLE]) for batch in filled]
-    sample = torch.cat(
-        [_samples_of(b)[kept] for b, kept in zip(filled, with_rows, strict=True)] or [_no_rows()]
-    )
+    of_batches = [_samples_of(b)[kept] for b, kept in zip(filled, with_rows, strict=True)]
+    sample = torch.cat(of_batches or [_no_rows(SAMPLE)])
     order = torch.argsort(sample)
     joined = {}
     for layer in layers:
@@ -133,8 +134,8 @@ def _samples_of(batch: CapturedBatch) -> torch.Tensor:
     return torch.tensor([query.sample for query in batch.prepared.queries], dtype=torch.int32)
 
 
-def _no_rows() -> torch.Tensor:
-    return torch.empty(0, dtype=torch.int32)
+def _no_rows(name: str) -> torch.Tensor:
+    return torch.empty(0, dtype=torch.float32 if name in FLOATS else torch.int32)
 
 
 def _records(

@@ -297,7 +297,7 @@ def _cut_stream(dataset: Any, n_parts: int) -> Any:
 def _digest_of_rows(held: HeldRows, rows: RowNumbers) -> str:
     """Name some rows by their numbers, and by the vectors of the first and the last."""
     digest = hashlib.sha256(f"{len(rows)}".encode())
-    for name, column in held.integers.items():
+    for name, column in held.numbers.items():
         digest.update(f"{name} {column.dtype}".encode() + column[rows].tobytes())
     if len(rows):
         ends = BatchGather(in_parallel=False).batch([(held, rows[[0, -1]])])

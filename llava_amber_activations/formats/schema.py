@@ -1,10 +1,11 @@
 """The columns of a dataset folder, and how vectors lie in Arrow.
 
-    default, L0 … L30   LEADING, x [H], targets [n, H]
-    all_layers          LEADING, x_00 … [H], mlp_out_00 … [H]
+    default, L0 … L30   LEADING, EXTRA, x [H], targets [n, H]
+    all_layers          LEADING, EXTRA, x_00 … [H], mlp_out_00 … [H]
     clt_features        sample, features [F]
-    samples             SAMPLE_COLUMNS, whatever was joined to them, and picture where asked for
+    samples             SAMPLE_COLUMNS, source, whatever was joined to them, and picture
 
+Of EXTRA those that the recipe names; `source` where it is one of them, `picture` where asked for.
 How a vector lies in a column, `arrow_vectors` says; its feature type in `datasets` is chosen by
 `features_of` alone.
 """
@@ -12,7 +13,7 @@ How a vector lies in a column, `arrow_vectors` says; its feature type in `datase
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,16 +22,18 @@ import pyarrow as pa
 from llava_amber_activations.formats.arrow_vectors import targets_type, vector_type
 from llava_amber_activations.formats.columns import (
     FEATURES,
+    FLOATS,
     ID,
-    LEADING,
     N_ROWS,
     PICTURE,
     SAMPLE,
     SAMPLE_COLUMNS,
+    SOURCE,
     STRINGS,
     TARGETS,
     TOKENS,
     X,
+    row_columns,
 )
 from llava_amber_activations.formats.recipe import MOST_LAYERS
 from llava_amber_activations.formats.version import FORMAT_VERSION, check_format_version
@@ -54,17 +57,23 @@ class _ShardMetadata:
         check_number("n_layers", self.n_layers, 1, MOST_LAYERS)
 
 
-def _leading_fields() -> list[pa.Field]:
+def _row_fields(extra: Container[str]) -> list[pa.Field]:
+    types = {**dict.fromkeys(STRINGS, pa.string()), **dict.fromkeys(FLOATS, pa.float32())}
     return [
-        pa.field(name, pa.string() if name in STRINGS else pa.int32(), nullable=False)
-        for name in LEADING
+        pa.field(name, types.get(name, pa.int32()), nullable=False) for name in row_columns(extra)
     ]
 
 
-def default_schema(hidden_size: int, dtype: str, n_layers: int) -> pa.Schema:
-    """Return the schema of a layer's own split."""
+def default_schema(
+    hidden_size: int, dtype: str, n_layers: int, extra: Container[str] = ()
+) -> pa.Schema:
+    """Return the schema of a layer's own split.
+
+    Args:
+        extra: which columns of `EXTRA` the rows have.
+    """
     fields = [
-        *_leading_fields(),
+        *_row_fields(extra),
         pa.field(X, vector_type(hidden_size, dtype), nullable=False),
         pa.field(TARGETS, targets_type(hidden_size, dtype), nullable=False),
     ]
@@ -72,11 +81,19 @@ def default_schema(hidden_size: int, dtype: str, n_layers: int) -> pa.Schema:
 
 
 def all_layers_schema(
-    names: Sequence[str], hidden_size: int, dtype: str, n_layers: int
+    names: Sequence[str],
+    hidden_size: int,
+    dtype: str,
+    n_layers: int,
+    extra: Container[str] = (),
 ) -> pa.Schema:
-    """Return the schema of `all_layers` with the vectors `names`."""
+    """Return the schema of `all_layers` with the vectors `names`.
+
+    Args:
+        extra: which columns of `EXTRA` the rows have.
+    """
     vector = vector_type(hidden_size, dtype)
-    fields = [*_leading_fields(), *(pa.field(name, vector, nullable=False) for name in names)]
+    fields = [*_row_fields(extra), *(pa.field(name, vector, nullable=False) for name in names)]
     return _with_metadata(pa.schema(fields), n_layers)
 
 
@@ -89,12 +106,15 @@ def clt_features_schema(n_features: int, dtype: str, n_layers: int) -> pa.Schema
     return _with_metadata(pa.schema(fields), n_layers)
 
 
-def samples_schema(n_layers: int, joined: pa.Schema, *, pictures: bool) -> pa.Schema:
+def samples_schema(
+    n_layers: int, joined: pa.Schema, *, pictures: bool, sources: bool = False
+) -> pa.Schema:
     """Return the schema of config `samples`, in which null stands for what nobody knows.
 
     Args:
         joined: of the columns that were joined to the samples' own.
         pictures: whether each sample's picture is a column, last.
+        sources: whether each sample's source is a column.
     """
     types = {
         **dict.fromkeys(SAMPLE_COLUMNS, pa.string()),
@@ -103,6 +123,8 @@ def samples_schema(n_layers: int, joined: pa.Schema, *, pictures: bool) -> pa.Sc
     }
     always = (SAMPLE, N_ROWS)
     fields = [pa.field(name, types[name], name not in always) for name in SAMPLE_COLUMNS]
+    if sources:
+        fields.append(pa.field(SOURCE, pa.string()))
     fields += list(joined)
     if pictures:
         fields.append(pa.field(PICTURE, pa.struct({"bytes": pa.binary(), "path": pa.string()})))

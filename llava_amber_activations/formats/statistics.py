@@ -18,7 +18,7 @@ LIMITS_PER_OCTAVE = 8
 # Before the names of those tensors that are without outliers.
 ROBUST = "robust_"
 
-_METADATA_KEY = "statistics"
+METADATA_KEY = "statistics"
 _RULE = (
     f"{ROBUST}*: without outliers. A row is an outlier of one vector (the x, or the mlp_out, of "
     "one layer) where its root mean square over the dimensions is not below that vector's "
@@ -37,4 +37,4 @@ def statistics_metadata() -> dict[str, str]:
         "limits_per_octave": LIMITS_PER_OCTAVE,
         "rule": _RULE,
     }
-    return {_METADATA_KEY: json.dumps(said)}
+    return {METADATA_KEY: json.dumps(said)}

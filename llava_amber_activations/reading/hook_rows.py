@@ -6,12 +6,11 @@ import numpy as np
 import torch
 
 from llava_amber_activations.formats.arrow_vectors import arrow_to_vectors, float_name, width_of
-from llava_amber_activations.formats.columns import NUMBERED
-from llava_amber_activations.reading.layer_rows import read_columns
+from llava_amber_activations.reading.layer_rows import read_columns, read_row_numbers
 from llava_amber_activations.reading.vector_pages import read_vectors
 from llava_amber_activations.reading.wanted_hooks import WantedHooks, check_hook_columns
 from llava_amber_activations.sources.shard_file import ShardFile
-from llava_amber_activations.vectors.held_rows import HeldRows, rows_of_block, rows_of_table
+from llava_amber_activations.vectors.held_rows import HeldRows, rows_of_block
 from llava_amber_activations.vectors.norms import apply_norm
 from llava_amber_activations.vectors.recycled import RecycledMemory
 
@@ -44,6 +43,5 @@ def read_hook_rows(
     for number, vector in enumerate(vectors):
         if vector.norm is not None:
             apply_norm(tensor[:, homes[vector.column]], vector.norm, out=tensor[:, number])
-    names = NUMBERED if leading else NUMBERED[:0]
-    integers = rows_of_table(read_columns(shard, group, names)).integers if leading else {}
-    return rows_of_block(integers, block, {vector.name: (width,) for vector in vectors})
+    numbers = read_row_numbers(shard, group) if leading else {}
+    return rows_of_block(numbers, block, {vector.name: (width,) for vector in vectors})

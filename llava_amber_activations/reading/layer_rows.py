@@ -18,7 +18,13 @@ from llava_amber_activations.formats.arrow_vectors import (
     vectors_to_arrow,
     width_of,
 )
-from llava_amber_activations.formats.columns import LEADING, NUMBERED, SAMPLE, TARGETS, X
+from llava_amber_activations.formats.columns import (
+    SAMPLE,
+    TARGETS,
+    X,
+    numbered,
+    row_columns,
+)
 from llava_amber_activations.formats.schema import default_schema, layers_of
 from llava_amber_activations.reading.read_ahead import RowGroup, Shards, read_in_order
 from llava_amber_activations.reading.vector_pages import read_vectors
@@ -30,7 +36,12 @@ from llava_amber_activations.reading.wanted_layer import (
 )
 from llava_amber_activations.sources.shard_file import ShardFile
 from llava_amber_activations.sources.source import Source, expected_of, expected_rows
-from llava_amber_activations.vectors.held_rows import HeldRows, rows_of_block, rows_of_table
+from llava_amber_activations.vectors.held_rows import (
+    HeldRows,
+    Numbers,
+    rows_of_block,
+    rows_of_table,
+)
 from llava_amber_activations.vectors.norms import apply_norm
 from llava_amber_activations.vectors.recycled import RecycledMemory
 
@@ -146,7 +157,8 @@ def split_tables(
 
 def layer_schema(schema: pa.Schema, where: object) -> pa.Schema:
     """Return the schema of `read_layer`'s tables for a shard of `schema`."""
-    return default_schema(width_of(schema), float_name(schema), layers_of(schema, where))
+    shape = width_of(schema), float_name(schema), layers_of(schema, where)
+    return default_schema(*shape, schema.names)
 
 
 def read_layer(shard: ShardFile, group: int, wanted: WantedLayer) -> pa.Table:
@@ -163,13 +175,13 @@ def read_layer(shard: ShardFile, group: int, wanted: WantedLayer) -> pa.Table:
     x = np.empty((n_rows, width), float_name(schema))
     targets = np.empty((n_rows, len(names) - 1, width), x.dtype)
     out = [x, *(targets[:, number] for number in range(len(names) - 1))]
-    leading = read_columns(shard, group, LEADING)
+    leading = read_columns(shard, group, row_columns(schema.names))
     if read_vectors(shard, group, names, out=out) is None:
         table = read_columns(shard, group, names, use_threads=True)
         for name, into in zip(names, out, strict=True):
             into[...] = arrow_to_vectors(table[name])
     _at_site(x, wanted)
-    columns = [*(leading[name] for name in LEADING), vectors_to_arrow(x), targets_to_arrow(targets)]
+    columns = [*leading.columns, vectors_to_arrow(x), targets_to_arrow(targets)]
     return pa.Table.from_arrays(columns, schema=layer_schema(schema, shard.url))
 
 
@@ -191,8 +203,13 @@ def read_layer_rows(
     if read_vectors(shard, group, names, out=out) is None:
         return rows_of_table(read_layer(shard, group, wanted))
     _at_site(out[0], wanted)
-    integers = rows_of_table(read_columns(shard, group, NUMBERED)).integers
-    return rows_of_block(integers, block, {X: (width,), TARGETS: (len(names) - 1, width)})
+    numbers = read_row_numbers(shard, group)
+    return rows_of_block(numbers, block, {X: (width,), TARGETS: (len(names) - 1, width)})
+
+
+def read_row_numbers(shard: ShardFile, group: int) -> dict[str, Numbers]:
+    """Read what a batch says of the rows of one row group: [rows] each, `kind` as its code."""
+    return rows_of_table(read_columns(shard, group, numbered(shard.schema.names))).numbers
 
 
 def _at_site(x: Vectors, wanted: WantedLayer) -> None:

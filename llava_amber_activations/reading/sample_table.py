@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.formats.arrow_vectors import numbers_in
-from llava_amber_activations.formats.columns import ID, IMAGE, N_ROWS, PICTURE, SAMPLE
+from llava_amber_activations.formats.columns import ID, IMAGE, N_ROWS, PICTURE, SAMPLE, SOURCE
 from llava_amber_activations.formats.dataset_folder import (
     ALL_LAYERS,
     ALL_LAYERS_SPLIT,
@@ -55,7 +55,8 @@ def read_samples_table(source: Source, columns: Sequence[str] | None = None) -> 
         most_open=1,
     )
     schema = shards.footer(source.url(paths[0])).schema.to_arrow_schema()
-    check_samples_schema(schema, source.url(paths[0]))
+    sources = SOURCE in source.manifest.recipe.extra_columns
+    check_samples_schema(schema, source.url(paths[0]), sources=sources)
     if columns is None:
         columns = [name for name in schema.names if name != PICTURE]
     names = _known(columns, schema, source.name)
@@ -72,13 +73,17 @@ def _read_group(shard: ShardFile, number: int, names: list[str]) -> pa.Table:
     return table
 
 
-def check_samples_schema(schema: pa.Schema, where: str) -> None:
+def check_samples_schema(schema: pa.Schema, where: str, *, sources: bool) -> None:
     """Check that a file's columns are those of config `samples`, whatever else was joined to them.
+
+    Args:
+        sources: whether each sample's source is one of them.
 
     Raises:
         ActivationsError: one is missing, or of another type.
     """
-    for column in samples_schema(1, pa.schema([]), pictures=PICTURE in schema.names):
+    pictures = PICTURE in schema.names
+    for column in samples_schema(1, pa.schema([]), pictures=pictures, sources=sources):
         found = schema.field(column.name).type if schema.names.count(column.name) == 1 else None
         if found is None or not found.equals(column.type):
             raise ActivationsError(

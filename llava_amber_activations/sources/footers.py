@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files.read_errors import reason_of
 from llava_amber_activations.formats.arrow_vectors import FLOAT_NAMES
-from llava_amber_activations.formats.columns import INTEGERS
+from llava_amber_activations.formats.columns import FLOATS, INTEGERS
 from llava_amber_activations.formats.dataset_folder import REMEDY
 
 # This project writes row groups of at most 64 MiB. What claims so much more is no row group of
@@ -89,11 +89,14 @@ def difference(counts: Sequence[int], said: Sequence[int]) -> str:
 
 def _check_row_columns(url: str, schema: pa.Schema) -> None:
     """Check that the columns that say which row a row is are numbers where they should be."""
-    for name in INTEGERS:
+    wanted = {**dict.fromkeys(INTEGERS, "int32"), **dict.fromkeys(FLOATS, "float32")}
+    for name, dtype in wanted.items():
         index = schema.get_field_index(name)
-        if index >= 0 and not pa.types.is_integer(schema.field(index).type):
+        type_ = pa.null() if index < 0 else schema.field(index).type
+        is_right = pa.types.is_integer if name in INTEGERS else pa.types.is_float32
+        if index >= 0 and not is_right(type_):
             raise ActivationsError(
-                f"{url} holds {schema.field(index).type} in {name}, which is to be int32: {REMEDY}"
+                f"{url} holds {type_} in {name}, which is to be {dtype}: {REMEDY}"
             )
 
 

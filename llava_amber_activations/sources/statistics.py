@@ -1,18 +1,4 @@
-"""Statistics of a dataset, to normalise by: `statistics.safetensors`, and reading it.
-
-    x_mean, x_std               float32 [n_layers, H]
-    x_mean_norm                 float32 [n_layers]
-    x_count                     int64 [n_layers]
-    x_mean_norm_by_kind         float32 [n_layers, kinds]
-    x_count_by_kind             int64 [n_layers, kinds]
-    mlp_out_mean …              the same of mlp_out
-    robust_x_mean …             all of these without outliers
-    robust_x_rms_limit          float32 [n_layers], and robust_mlp_out_rms_limit
-
-The standard deviation is the population's (divided by the number of rows), the norm Euclidean. The
-kinds are those of `COUNTED_KINDS`. A layer that the dataset does not hold, and the mean of no rows,
-is NaN. Format 1.0 had means, deviations and mean norms over all rows, and no more.
-"""
+"""Statistics of a dataset, to normalise by, as they are read from `statistics.safetensors`."""
 
 from __future__ import annotations
 
@@ -21,21 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save_file
 
 from llava_amber_activations.errors import ActivationsError
-from llava_amber_activations.files.read_errors import reason_of
-from llava_amber_activations.files.whole import written_whole
-from llava_amber_activations.formats.dataset_folder import REMEDY, STATISTICS_FILE
 from llava_amber_activations.formats.layers import LayerWindow
-from llava_amber_activations.formats.recipe import Recipe
-from llava_amber_activations.formats.statistics import (
-    COUNTED_KINDS,
-    ROBUST,
-    statistics_metadata,
-)
+from llava_amber_activations.formats.statistics import ROBUST
 from llava_amber_activations.sources.source import Source, open_source
+from llava_amber_activations.sources.statistics_file import read_statistics_file
 from llava_amber_activations.vectors.normaliser import AffineMap, Normaliser
 
 
@@ -47,9 +24,9 @@ class RowStatistics:
         x_mean, x_std: of each dimension, float32 `[n_layers, H]`; NaN where a layer has no rows.
         x_mean_norm: mean Euclidean norm, float32 `[n_layers]`.
         x_count: rows, int64 `[n_layers]`.
-        x_mean_norm_by_kind: mean norm of the rows of each kind of token, text, image, generated and
-            unknown: float32 `[n_layers, 4]`; NaN where there are none.
-        x_count_by_kind: rows of each kind, int64 `[n_layers, 4]`.
+        x_mean_norm_by_kind: mean norm of the rows of each kind of token, those of `KINDS` and last
+            unknown: float32 `[n_layers, 6]`; NaN where there are none.
+        x_count_by_kind: rows of each kind, int64 `[n_layers, 6]`.
         mlp_out_mean, mlp_out_std, mlp_out_mean_norm, mlp_out_count, mlp_out_mean_norm_by_kind,
             mlp_out_count_by_kind: the same of `mlp_out`.
     """
@@ -170,9 +147,6 @@ class Statistics(RowStatistics):
         return AffineMap(mean, torch.where(scale > 0, scale, 1).float())
 
 
-_OF_1_0 = tuple(
-    f"{kind}_{what}" for kind in ("x", "mlp_out") for what in ("mean", "std", "mean_norm")
-)
 _ROW_FIELDS = tuple(each.name for each in dataclasses.fields(RowStatistics))
 _ROBUST_FIELDS = tuple(each.name for each in dataclasses.fields(RobustStatistics))
 
@@ -197,72 +171,12 @@ def read_statistics(source: Source) -> Statistics:
     Raises:
         ActivationsError: as `load_statistics`.
     """
-    manifest = source.manifest
-    if STATISTICS_FILE not in manifest.files:
-        raise ActivationsError(f"{source.name} holds no {STATISTICS_FILE}: it has only features")
-    damaged = f"{STATISTICS_FILE} of {source.name} is damaged"
-    try:
-        tensors = load(source.read_bytes(STATISTICS_FILE))
-    except (SafetensorError, ValueError, LookupError) as error:
-        raise ActivationsError(f"{damaged} ({reason_of(error)}): {REMEDY}") from None
-    forms = _forms(manifest.recipe)
-    is_newer = any(name in tensors for name in forms if name not in _OF_1_0)
-    for name in forms if is_newer else _OF_1_0:
-        dtype, shape = forms[name]
-        found = tensors.get(name)
-        if found is None:
-            raise ActivationsError(f"{damaged} (it has no {name}): {REMEDY}")
-        if found.dtype != dtype or found.shape != shape:
-            raise ActivationsError(
-                f"{damaged} ({name} is {found.dtype} {list(found.shape)}, not "
-                f"{str(dtype).removeprefix('torch.')} {list(shape)}): {REMEDY}"
-            )
-    if not is_newer:
-        tensors |= _counts_of_1_0(tensors, manifest.n_rows)
+    read = read_statistics_file(source)
     return Statistics(
-        **{name: tensors[name] for name in _ROW_FIELDS},
+        **{name: read.tensors[name] for name in _ROW_FIELDS},
         name=source.name,
-        n_targets=manifest.n_targets,
-        _robust=RobustStatistics(**{name: tensors[ROBUST + name] for name in _ROBUST_FIELDS})
-        if is_newer
+        n_targets=source.manifest.n_targets,
+        _robust=RobustStatistics(**{name: read.tensors[ROBUST + name] for name in _ROBUST_FIELDS})
+        if read.is_robust
         else None,
     )
-
-
-def _forms(recipe: Recipe) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-    """Return dtype and shape of every tensor of the file, by its name."""
-    layers, kinds = (recipe.n_layers,), (recipe.n_layers, len(COUNTED_KINDS))
-    dimensions = (recipe.n_layers, recipe.hidden_size)
-    of = {
-        "mean": (torch.float32, dimensions),
-        "std": (torch.float32, dimensions),
-        "mean_norm": (torch.float32, layers),
-        "count": (torch.int64, layers),
-        "mean_norm_by_kind": (torch.float32, kinds),
-        "count_by_kind": (torch.int64, kinds),
-        "rms_limit": (torch.float32, layers),
-    }
-    names = [*_OF_1_0, *_ROW_FIELDS, *(ROBUST + name for name in _ROBUST_FIELDS)]
-    return {
-        name: next(form for what, form in of.items() if name.endswith(f"_{what}")) for name in names
-    }
-
-
-def _counts_of_1_0(tensors: dict[str, torch.Tensor], n_rows: int) -> dict[str, torch.Tensor]:
-    """Return what format 1.0 did not write, as far as it is known: rows, of an unknown kind."""
-    found = {}
-    for kind in ("x", "mlp_out"):
-        norm = tensors[f"{kind}_mean_norm"]
-        count = torch.where(norm.isnan(), 0, n_rows)
-        none = torch.zeros(len(norm), len(COUNTED_KINDS) - 1, dtype=torch.int64)
-        found[f"{kind}_count"] = count
-        found[f"{kind}_count_by_kind"] = torch.cat([none, count[:, None]], dim=1)
-        norms = torch.cat([none * torch.nan, norm[:, None]], dim=1)
-        found[f"{kind}_mean_norm_by_kind"] = norms
-    return found
-
-
-def write_statistics(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Write the tensors of the module's docstring into a dataset folder."""
-    with written_whole(folder / STATISTICS_FILE) as partial:
-        save_file(tensors, partial, metadata=statistics_metadata())

@@ -8,7 +8,7 @@ captured with, the checksum of its features, whether the norms gave the MLPs wha
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,15 @@ import torch
 
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.formats.columns import (
+    EXTRA_ROW_TENSORS,
+    FLOATS,
     KIND,
     KINDS,
+    LOGPROB,
     OPTIONAL_ROW_TENSORS,
     ROW_TENSORS,
     SAMPLE,
+    SOURCE,
 )
 from llava_amber_activations.formats.recipe import Recipe
 from llava_amber_activations.parsing.checked_values import INT32_MAX, check_number, check_sha256
@@ -120,7 +124,8 @@ class Chunk:
     def rows(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Read rows `start` … `stop` of a tensor: [rows, H] of the store's dtype, or int32 [rows].
 
-        Of the tensors that are optional, those that the chunk does not have are -1.
+        Of the tensors that are optional, those that the chunk does not have are -1. `logprob` is
+        float32.
 
         Raises:
             ActivationsError: the chunk has no such tensor.
@@ -152,11 +157,24 @@ class Chunk:
         for name in vector_names(recipe.kept_layers):
             self._file.check_form(name, recipe.store_dtype, n_rows, recipe.hidden_size)
         optional = [name for name in OPTIONAL_ROW_TENSORS if name in self.names]
-        for name in (*ROW_TENSORS, *optional):
-            self._file.check_form(name, "int32", n_rows)
+        extra = [name for name in EXTRA_ROW_TENSORS if name in recipe.extra_columns]
+        for name in (*ROW_TENSORS, *optional, *extra):
+            self._file.check_form(name, "float32" if name in FLOATS else "int32", n_rows)
         expected = [record.sample for record in self.records for _ in range(record.n_rows)]
         if self.rows(SAMPLE).tolist() != expected:
             raise self._file.damaged("it has rows of other samples than its header says")
         kinds = self.rows(KIND)
         if n_rows and not -1 <= int(kinds.min()) <= int(kinds.max()) < len(KINDS):
             raise self._file.damaged("it has rows of an unknown kind")
+        if LOGPROB in extra and bool((self.rows(LOGPROB) > 0).any()):
+            raise self._file.damaged("it has a probability above 1")
+        if SOURCE in recipe.extra_columns:
+            self._check_sources({source.name for source in recipe.sources or ()})
+
+    def _check_sources(self, names: Container[str]) -> None:
+        for record in self.records:
+            if record.source not in names:
+                raise self._file.damaged(
+                    f"sample {record.sample} is of source {record.source!r}, and the recipe names "
+                    "no such source"
+                )

@@ -4,7 +4,8 @@
       capture.json                        the recipe
       chunks/chunk-00000.safetensors      x_00 …, mlp_out_00 …: [rows, H]
                                           sample, position, token_id, kind (its code),
-                                          patch_row, patch_col: int32 [rows]
+                                          patch_row, patch_col, tile: int32 [rows]; logprob:
+                                          float32 [rows]; the last two where the recipe names them
       features/features-00000.safetensors of a chunk, where there are transcoders (`features_file`)
       samples.jsonl                       one line a sample; written when the last chunk is there
       responses.json                      AMBER's evaluation form, where responses were generated

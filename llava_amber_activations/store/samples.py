@@ -97,7 +97,7 @@ class SampleRecord:
 
     Attributes:
         sample: index in the query file, from 0.
-        id, image, query: as the query file has them.
+        id, image, query: as the query file has them; `image` is None where there is none.
         image_sha256: of the picture file's bytes.
         n_rows: how many rows of the store are this sample's; 0 where it was skipped.
         error: why it was skipped, or None.
@@ -108,11 +108,13 @@ class SampleRecord:
         tokens: of the prompt and, after it, the response: their texts.
         response_start: position of the response's first token, where there is a response; as many
             as there are tokens where it has none.
+        source: the name of the query file or dataset that the sample is of, where several were
+            mixed.
     """
 
     sample: int
     id: int
-    image: str
+    image: str | None
     query: str
     image_sha256: str | None
     n_rows: int
@@ -121,6 +123,7 @@ class SampleRecord:
     prompt: str | None = None
     tokens: Tokens | None = None
     response_start: int | None = None
+    source: str | None = None
 
     def __post_init__(self) -> None:
         check_number("sample", self.sample, 0, INT32_MAX)

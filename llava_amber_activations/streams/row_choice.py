@@ -14,7 +14,16 @@ import pyarrow.parquet as pq
 
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.formats.arrow_vectors import numbers_in
-from llava_amber_activations.formats.columns import KIND, KINDS, LEADING, POSITION, SAMPLE, STRINGS
+from llava_amber_activations.formats.columns import (
+    FLOATS,
+    INTEGERS,
+    KIND,
+    KINDS,
+    POSITION,
+    ROW_COLUMNS,
+    SAMPLE,
+    STRINGS,
+)
 from llava_amber_activations.reading.layer_rows import read_columns
 from llava_amber_activations.reading.read_ahead import RowGroup, Shards, read_in_order
 from llava_amber_activations.sources.shard_file import ShardFile
@@ -66,7 +75,8 @@ class RowChoice:
     def may_hold(self, footer: pq.FileMetaData, group: int) -> bool:
         """Whether a row group may hold a wanted row, by the minima and maxima in its footer."""
         metadata = footer.row_group(group)
-        numbers = {footer.schema.column(n).path: n for n in range(len(LEADING))}
+        first = range(min(len(ROW_COLUMNS), footer.num_columns))
+        numbers = {footer.schema.column(n).path: n for n in first}
         for name, values in self.values:
             number = numbers.get(name)
             statistics = None if number is None else metadata.column(number).statistics
@@ -150,6 +160,11 @@ def choose_rows(
                 yield group
 
     def read(file: ShardFile, group: int) -> npt.NDArray[np.bool_]:
+        missing = [name for name in choice.columns if name not in file.schema.names]
+        if missing:
+            raise ActivationsError(
+                f"the rows of {file.url} have no column {missing[0]} to be chosen by"
+            )
         return choice.rows_of(read_columns(file, group, choice.columns))
 
     chosen = []
@@ -189,10 +204,9 @@ def _values(name: str, wanted: Wanted) -> tuple[int, ...] | tuple[str, ...]:
     Raises:
         ActivationsError: there is no such column, or they are not its values.
     """
-    if name not in LEADING:
-        raise ActivationsError(
-            f"rows have no column {name!r} to be chosen by: they have {', '.join(LEADING)}"
-        )
+    if name not in (*STRINGS, *INTEGERS):
+        known = ", ".join(column for column in ROW_COLUMNS if column not in FLOATS)
+        raise ActivationsError(f"rows cannot be chosen by {name!r}: they can by {known}")
     given = [wanted] if isinstance(wanted, int | str) else list(wanted)
     if not given:
         raise ActivationsError(f"no value of {name} is asked for, so that no row can be wanted")

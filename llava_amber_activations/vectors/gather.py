@@ -58,7 +58,7 @@ class BatchGather:
         """Copy rows of several parts, one after the other, into one batch.
 
         Returns:
-            Integers [B], vectors [B, H], targets [B, n, H]; the caller's own.
+            Numbers [B], vectors [B, H], targets [B, n, H]; the caller's own.
 
         Raises:
             ActivationsError: the parts differ in the columns, or in shapes or dtypes of vectors, or
@@ -69,8 +69,8 @@ class BatchGather:
             check_alike([held for held, _ in parts])
         first = parts[0][0]
         batch = Batch()
-        for name in first.integers:
-            columns = [held.integers[name][rows] for held, rows in parts]
+        for name in first.numbers:
+            columns = [held.numbers[name][rows] for held, rows in parts]
             batch[name] = torch.from_numpy(np.concatenate(columns))
         kinds: dict[Kind, list[str]] = {}
         for name, vectors in first.vectors.items():

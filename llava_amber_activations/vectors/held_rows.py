@@ -31,9 +31,11 @@ from llava_amber_activations.formats.arrow_vectors import (
     numpy_dtype,
     targets_per_row,
 )
-from llava_amber_activations.formats.columns import KIND, TARGETS, kind_codes
+from llava_amber_activations.formats.columns import FLOATS, KIND, TARGETS, kind_codes
 
 RowNumbers = npt.NDArray[np.int64]
+# What a column says of each row.
+Numbers = npt.NDArray[np.int32] | npt.NDArray[np.float32]
 # Width and dtype: what the vectors that are copied together have in common.
 Kind = tuple[int, str]
 
@@ -65,7 +67,7 @@ class HeldRows:
     """Some rows, held in memory.
 
     Attributes:
-        integers: int32 [rows] each, by their names.
+        numbers: int32 [rows] each, by their names; `logprob` is float32.
         vectors: by their names.
         windows: the buffers of each kind: [many, H] each, whose row is what begins there.
 
@@ -73,7 +75,7 @@ class HeldRows:
         ActivationsError: a vector is where no window of its buffer is.
     """
 
-    integers: dict[str, npt.NDArray[np.int32]]
+    numbers: dict[str, Numbers]
     vectors: dict[str, HeldVectors]
     windows: dict[Kind, tuple[torch.Tensor, ...]]
 
@@ -90,7 +92,7 @@ class HeldRows:
 
     def __len__(self) -> int:
         counts = [len(each.starts) for each in self.vectors.values()]
-        return counts[0] if counts else len(next(iter(self.integers.values())))
+        return counts[0] if counts else len(next(iter(self.numbers.values())))
 
 
 def rows_of_table(table: pa.Table) -> HeldRows:
@@ -100,7 +102,7 @@ def rows_of_table(table: pa.Table) -> HeldRows:
         ActivationsError: the rows differ in their number of targets, or something is missing, or
             vectors are lists of any length.
     """
-    integers: dict[str, npt.NDArray[np.int32]] = {}
+    numbers: dict[str, Numbers] = {}
     vectors: dict[str, HeldVectors] = {}
     buffers: dict[Kind, _Buffers] = {}
     for field in table.schema:
@@ -109,11 +111,11 @@ def rows_of_table(table: pa.Table) -> HeldRows:
         chunks = [chunk for chunk in table[name].chunks if len(chunk)]
         if name == TARGETS and pa.types.is_list(type_):
             type_, shape = type_.value_type, (targets_per_row(chunks),)
-        if pa.types.is_integer(type_):
-            integers[name] = numbers_in(table[name])
+        if pa.types.is_integer(type_) or (name in FLOATS and pa.types.is_floating(type_)):
+            numbers[name] = numbers_in(table[name])
             continue
         if name == KIND and pa.types.is_string(type_):
-            integers[name] = kind_codes(table[name].to_pylist())
+            numbers[name] = kind_codes(table[name].to_pylist())
             continue
         if pa.types.is_list(type_) and pa.types.is_floating(type_.value_type):
             raise ActivationsError(
@@ -133,16 +135,16 @@ def rows_of_table(table: pa.Table) -> HeldRows:
         )
         vectors[name] = HeldVectors(same, starts, (*shape, width), dtype)
     windows = {kind: tuple(each.windows) for kind, each in buffers.items()}
-    return HeldRows(integers, vectors, windows)
+    return HeldRows(numbers, vectors, windows)
 
 
 def rows_of_block(
-    integers: dict[str, npt.NDArray[np.int32]], block: Vectors, shapes: dict[str, tuple[int, ...]]
+    numbers: dict[str, Numbers], block: Vectors, shapes: dict[str, tuple[int, ...]]
 ) -> HeldRows:
     """Return the rows of an array that holds nothing but their vectors.
 
     Args:
-        integers: int32 [rows] each, by their names.
+        numbers: [rows] each, by their names.
         block: [rows, vectors of a row, H], contiguous.
         shapes: of a row in a batch, (H,) or (n, H), in the order of the vectors of a row.
     """
@@ -156,7 +158,7 @@ def rows_of_block(
         vectors[name] = HeldVectors(buffers, starts, shape, block.dtype)
         number += n
     windows = torch.from_numpy(block.reshape(rows * of_row, width))
-    return HeldRows(integers, vectors, {(width, block.dtype.str): (windows,)})
+    return HeldRows(numbers, vectors, {(width, block.dtype.str): (windows,)})
 
 
 def join_rows(parts: Sequence[HeldRows]) -> HeldRows:
@@ -182,7 +184,7 @@ def join_rows(parts: Sequence[HeldRows]) -> HeldRows:
             each.dtype,
         )
     return HeldRows(
-        integers={n: np.concatenate([part.integers[n] for part in parts]) for n in first.integers},
+        numbers={n: np.concatenate([part.numbers[n] for part in parts]) for n in first.numbers},
         vectors=vectors,
         windows={
             kind: tuple(windows for part in parts for windows in part.windows[kind])
@@ -209,7 +211,7 @@ def check_alike(parts: Sequence[HeldRows]) -> None:
 def _columns(rows: HeldRows) -> dict[str, str]:
     """Describe the columns of some rows, as far as they must agree in a batch."""
     vectors = {name: f"{list(v.shape)} {v.dtype}" for name, v in rows.vectors.items()}
-    return {**{name: str(values.dtype) for name, values in rows.integers.items()}, **vectors}
+    return {**{name: str(values.dtype) for name, values in rows.numbers.items()}, **vectors}
 
 
 class _Buffers:

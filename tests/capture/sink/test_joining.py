@@ -28,7 +28,7 @@ def batch_of(samples, generator, finite=False):
     rows = torch.tensor([sample for sample, n_rows in samples for _ in range(n_rows)])
     position = torch.tensor([row for _, n_rows in samples for row in range(n_rows)])
     vectors = torch.randn(2 * N_LAYERS, len(rows), WIDTH, generator=generator)
-    columns = {name: torch.zeros(len(rows), dtype=torch.int32) for name in row_tensors(MODEL)}
+    columns = {name: torch.zeros(len(rows), dtype=torch.int32) for name in row_tensors(())}
     columns |= {"sample": rows.to(torch.int32), "position": position.to(torch.int32)}
     plan = PreparedBatch(PlannedBatch(0, ()))
     said = HostCopy(finite_slots(vectors)) if finite else None

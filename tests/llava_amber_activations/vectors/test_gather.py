@@ -232,7 +232,7 @@ def test_a_batch_of_several_parts(in_parallel):
         pa.concat_tables([layer_table(2, 2, seed=n) for n in (2, 3)]),
     ]
     block = np.random.default_rng(4).standard_normal((3, 3, 6)).astype(np.float16)
-    integers = {name: np.arange(3, dtype=np.int32) for name in rows_of_table(tables[0]).integers}
+    integers = {name: np.arange(3, dtype=np.int32) for name in rows_of_table(tables[0]).numbers}
     first, second = map(rows_of_table, tables)
     third = rows_of_block(integers, block, {"x": (6,), "targets": (2, 6)})
     wanted = [(third, [2, 0]), (first, [4, 3]), (second, [3, 0, 1]), (first, [0])]
@@ -260,7 +260,7 @@ def test_numbers_keep_their_sign(kind):
     """A stranger's column of unsigned numbers is not read as if they had a sign."""
     numbers = np.array([0, 100, np.iinfo(kind).max]).astype(kind)
     held = rows_of_table(pa.table({"n": pa.array(numbers)}))
-    assert np.array_equal(held.integers["n"], numbers)
+    assert np.array_equal(held.numbers["n"], numbers)
     lists = pa.FixedSizeListArray.from_arrays(pa.array(numbers), 3)
     batch = gathered(rows_of_table(pa.table({"pixels": lists})), [0])
     assert batch["pixels"].tolist() == [numbers.tolist()]
