@@ -220,7 +220,7 @@ def test_rows_that_are_not_the_records(tmp_path, chunk):
     write_chunk(tmp_path / "a", {**tensors, "sample": other}, records)
     with pytest.raises(ActivationsError, match=r"a is damaged .it has rows of other samples"):
         Chunk(tmp_path / "a").check_rows(RECIPE)
-    kind = torch.tensor([0, 1, 3, -1], dtype=torch.int32)
+    kind = torch.tensor([0, 1, 5, -1], dtype=torch.int32)
     write_chunk(tmp_path / "b", {**tensors, "kind": kind}, records)
     with pytest.raises(ActivationsError, match=r"b is damaged .it has rows of an unknown kind"):
         Chunk(tmp_path / "b").check_rows(RECIPE)
