@@ -23,7 +23,7 @@ def writing(monkeypatch):
     """What is written, in its order; each waits until `go_on` is released once more."""
     state = SimpleNamespace(written=[], go_on=threading.Semaphore(0), fails_at=None)
 
-    def write(store, chunk, model, dtype, layers):
+    def write(store, chunk, model, dtype, layers, extra_columns):
         assert state.go_on.acquire(timeout=60)
         if chunk.number == state.fails_at:
             raise ActivationsError(f"chunk {chunk.number} cannot be written")
