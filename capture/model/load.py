@@ -11,9 +11,10 @@ from huggingface_hub import constants
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from capture.model.body import without_head
 from capture.model.decoder import Decoder
 from capture.model.norms import find_norms
-from capture.model.probe import probe
+from capture.model.structure.probe import probe
 from llava_amber_activations.console.progress import Progress
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.formats.dtypes import torch_dtype
@@ -157,9 +158,7 @@ def prepare_model(model: Any, processor: Any, device: torch.device | None) -> Ca
         device = model.get_input_embeddings().weight.device
     else:
         model.to(device)
-    body = model.base_model
-    if body is model:
-        raise ActivationsError(f"{kind} does not keep its language-model head apart from its body")
+    body = without_head(model)
     proven = probe(body, processor, image_token_id, device)
     norms = find_norms(proven.decoder, proven.seen)
     revision = getattr(model.config, "_commit_hash", None)

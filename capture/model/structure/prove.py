@@ -73,7 +73,7 @@ def prove_decoder(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Prove
     """
     whole: Any = model.config
     config = whole.get_text_config()
-    name = type(model).__name__
+    name = _name(model)
     n_layers, width = (getattr(config, key, None) for key in ("num_hidden_layers", "hidden_size"))
     if n_layers is None or width is None:
         raise ActivationsError(
@@ -113,6 +113,10 @@ def prove_decoder(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Prove
     return ProvenDecoder(decoder, {number: each.seen for number, each in enumerate(found)})
 
 
+def _name(model: nn.Module) -> str:
+    return str(getattr(model, "name", type(model).__name__))
+
+
 def _run(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> None:
     masked = {"attention_mask": torch.ones_like(inputs["input_ids"]), **inputs}
     try:
@@ -123,8 +127,7 @@ def _run(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> None:
         what = "a short text" if len(inputs) == 1 else "a short text with a picture"
         reason = " ".join(f"{type(e).__name__}: {e}".split())[:300]
         raise CannotRunError(
-            f"{type(model).__name__} does not run on {what} ({reason}): its activations cannot be "
-            "captured"
+            f"{_name(model)} does not run on {what} ({reason}): its activations cannot be captured"
         ) from e
 
 

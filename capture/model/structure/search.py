@@ -52,25 +52,47 @@ def find_block(heard: LayerCalls) -> tuple[Block, torch.Tensor, torch.Tensor | N
     Raises:
         NoBlockError: there is none.
     """
+    found, path = _first(heard, _sums(heard))
+    try:
+        # A second block on the way, such as what mixes in an embedding of the token, is no MLP.
+        earlier = _first(heard, _inner(heard, _streams(heard), _terms(heard), found.stream))
+    except NoBlockError:
+        pass
+    else:
+        if _n_weights(*earlier) > _n_weights(found, path):
+            found, path = earlier
+    mlp = path.mlp if path.is_only_reader else None
+    block = Block(
+        Part(path.reads.path, path.reads.module),
+        None if mlp is None else Part(mlp.path, mlp.module),
+        Part(found.adds.path, found.adds.module),
+        found.scale,
+        path.normed,
+        heard.given is not None,
+        found.further,
+        _compiled(heard, path, found),
+    )
+    return block, found.stream, None if mlp is None else mlp.given
+
+
+def _first(heard: LayerCalls, sums: Iterator[_Sum]) -> tuple[_Sum, _Path]:
+    """Return the first sum whose stream an MLP reads, and how.
+
+    Raises:
+        NoBlockError: there is none.
+    """
     reason = ""
-    for found in _sums(heard):
+    for found in sums:
         path, problem = _path(heard, found)
-        if path is None:
-            reason = reason or problem
-            continue
-        mlp = path.mlp if path.is_only_reader else None
-        block = Block(
-            Part(path.reads.path, path.reads.module),
-            None if mlp is None else Part(mlp.path, mlp.module),
-            Part(found.adds.path, found.adds.module),
-            found.scale,
-            path.normed,
-            heard.given is not None,
-            found.further,
-            _compiled(heard, path, found),
-        )
-        return block, found.stream, None if mlp is None else mlp.given
+        if path is not None:
+            return found, path
+        reason = reason or problem
     raise NoBlockError(reason or _what_is_different(heard))
+
+
+def _n_weights(found: _Sum, path: _Path) -> int:
+    modules = {path.mlp.module, found.adds.module}
+    return sum(weights.numel() for module in modules for weights in module.parameters())
 
 
 def _compiled(heard: LayerCalls, path: _Path, found: _Sum) -> tuple[torch.nn.Module, ...]:
@@ -195,11 +217,20 @@ def _beside(heard: LayerCalls, total: torch.Tensor, terms: list[Call]) -> Iterat
                 yield _Sum(heard.given, adds, further=further, is_parallel=True)
 
 
-def _inner(heard: LayerCalls, streams: list[torch.Tensor], terms: list[Call]) -> Iterator[_Sum]:
-    """Yield sums that a later module of the layer reads, where the rest of the layer is known."""
+def _inner(
+    heard: LayerCalls,
+    streams: list[torch.Tensor],
+    terms: list[Call],
+    only: torch.Tensor | None = None,
+) -> Iterator[_Sum]:
+    """Yield sums that a later module of the layer reads, where the rest of the layer is known.
+
+    Args:
+        only: the one sum that is looked for, if not all.
+    """
     for later in reversed(heard.every):
         for total in (later.given, *later.others):
-            if total is None:
+            if total is None or (only is not None and not same(total, only)):
                 continue
             for adds, stream in _pairs(terms, streams):
                 if adds.end > later.start or same(stream, total):
