@@ -10,9 +10,15 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from llava_amber_activations.batches.epochs import Epochs
+from llava_amber_activations.batches.gathered import (
+    BatchedRows,
+    BatchOrder,
+    GatheredRows,
+    RowSource,
+)
 from llava_amber_activations.batches.loader_state import Position, check_state
 from llava_amber_activations.batches.on_device import device_of, on_device
-from llava_amber_activations.batches.orders import Order, order_of
+from llava_amber_activations.batches.orders import order_of
 from llava_amber_activations.batches.ranks import (
     check_ranks,
     environment_ranks,
@@ -23,7 +29,6 @@ from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.streams.parts import Part
 from llava_amber_activations.streams.row_choice import Wanted, row_choice
 from llava_amber_activations.vectors.batch import Batch
-from llava_amber_activations.vectors.gather import BatchGather
 
 if TYPE_CHECKING:
     import datasets
@@ -32,7 +37,7 @@ if TYPE_CHECKING:
 
 
 def activation_batches(
-    dataset: ShardStream | datasets.Dataset | datasets.IterableDataset,
+    dataset: ShardStream | datasets.Dataset | datasets.IterableDataset | RowSource,
     batch_size: int = 4096,
     *,
     shuffle: bool = False,
@@ -71,7 +76,7 @@ def activation_batches(
     the epoch, or a loaded state does. One that was left in the middle counts.
 
     Args:
-        dataset: a layer, or one split, prepared or streaming.
+        dataset: a layer, or one split, prepared or streaming, or rows of a running model.
         batch_size: rows of a batch, B.
         shuffle: visit a prepared dataset's rows in random order; a stream's row groups in random
             order, and its rows mixed over 4096 of them (two batches where those are more), over
@@ -117,24 +122,11 @@ def activation_batches(
         raise ActivationsError(f"epochs must be 1 or more, or None for no end, got {epochs}")
     form = BatchForm(dtype_of(dtype), device_of(device, pin_memory=pin_memory), pin_memory)
     choice = row_choice(where, samples, positions, skip_first=skip_first)
+    if isinstance(dataset, RowSource):
+        made = dataset.batched(order, choice, form.dtype, form.device, pin_memory=pin_memory)
+        return ActivationBatches(made, order, epochs, ranks, replace(form, device=None))
     rows = order_of(dataset, batch_size, choice, shuffle=shuffle, drop_last=drop_last)
-    return ActivationBatches(rows, order, epochs, ranks, form)
-
-
-@dataclass(frozen=True)
-class BatchOrder:
-    """What decides which rows are in which batch, beside the rows and the ranks."""
-
-    batch_size: int
-    shuffle: bool
-    seed: int
-    drop_last: bool
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ActivationsError(f"batch_size must be at least 1, got {self.batch_size}")
-        if self.seed < 0:
-            raise ActivationsError(f"seed must be 0 or more, got {self.seed}")
+    return ActivationBatches(GatheredRows(rows, order, form.dtype), order, epochs, ranks, form)
 
 
 @dataclass(frozen=True)
@@ -189,7 +181,7 @@ class ActivationBatches(IterableDataset[Any]):
 
     def __init__(
         self,
-        rows: Order,
+        rows: BatchedRows,
         order: BatchOrder,
         epochs: int | None,
         ranks: tuple[int, int] | None,
@@ -205,7 +197,6 @@ class ActivationBatches(IterableDataset[Any]):
         self._epochs = Epochs()
         self._loaded: dict[str, Any] | None = None
         self._position: Position | None = None
-        self._gather = BatchGather(in_parallel=True, dtype=form.dtype)
 
     def __len__(self) -> int:
         """Return how many batches an iteration gives this rank, over all of its workers.
@@ -216,12 +207,10 @@ class ActivationBatches(IterableDataset[Any]):
         """
         if self._n_epochs is None:
             raise TypeError("these batches have no end (epochs=None), and so no length")
-        n_rows = self._rows.n_rows
-        if n_rows is None:
+        n_batches = self._rows.n_batches(Part(*self._ranks_now()))
+        if n_batches is None:
             raise TypeError("how many rows there are is not known before they are read")
-        whole = Part(*self._ranks_now())
-        size, drop_last = self._order.batch_size, self._order.drop_last
-        return self._n_epochs * len(whole.batches(n_rows, size, drop_last=drop_last))
+        return self._n_epochs * n_batches
 
     @property
     def n_rows(self) -> int | None:
@@ -320,11 +309,9 @@ class ActivationBatches(IterableDataset[Any]):
         """Yield the batches of this iteration's epochs, and where each of them ends."""
         position = begin
         while True:
-            found = 0
-            for batch in self._batches(part, position.epoch, position.rows_done):
-                found = len(next(iter(batch.values())))
-                position = position.after(found)
+            for position, batch in self._rows.batches(part, begin):
                 yield position, batch
+            found = position.rows_done > begin.rows_done
             position = position.next_epoch()
             n_epochs = self._n_epochs
             if n_epochs is not None and position.epochs_done >= n_epochs:
@@ -333,14 +320,6 @@ class ActivationBatches(IterableDataset[Any]):
                 return  # There is no batch for this part, and so none in any epoch.
             begin = position
             self._epochs.advance(position.epoch)
-
-    def _batches(self, part: Part, epoch: int, skip: int) -> Iterator[Batch]:
-        # What a stream has read is not kept till the next epoch.
-        gather = self._gather
-        if not self._rows.in_memory:
-            gather = BatchGather(in_parallel=False, dtype=self._form.dtype)
-        for parts in self._rows.batches((self._order.seed, epoch), part, skip):
-            yield gather.batch(parts)
 
     def _ranks_now(self) -> tuple[int, int]:
         return self._ranks or live_ranks() or self._ranks_there or environment_ranks()

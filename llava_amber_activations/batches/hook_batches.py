@@ -113,7 +113,7 @@ def batches_of_hooks(source: Source, asked: HooksAsked, options: BatchOptions) -
         if asked.prepared
         else activation_batches(stream, **options)
     )
-    return batches.given_as(_Pairs(wanted)) if asked.names == "layers" else batches
+    return batches.given_as(AsPairs(wanted)) if asked.names == "layers" else batches
 
 
 def _prepared_batches(
@@ -132,7 +132,7 @@ def _prepared_batches(
 
 
 @dataclass(frozen=True)
-class _Pairs:
+class AsPairs:
     """Makes pairs of a batch's dictionary."""
 
     wanted: WantedHooks

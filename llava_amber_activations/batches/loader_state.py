@@ -9,7 +9,8 @@ from typing import Any
 from llava_amber_activations.errors import ActivationsError
 
 # Where it stands; everything else in a state says of which batches.
-_POSITION = ("epoch", "rows_done", "epochs_done")
+_POSITION = ("epoch", "rows_done", "epochs_done", "place")
+_MOST_NUMBERS = 8
 
 
 @dataclass(frozen=True)
@@ -20,24 +21,28 @@ class Position:
         epoch: which order its rows come in.
         rows_done: of that epoch, by this process.
         epochs_done: by this iteration, before that one.
+        place: numbers by which rows are found again that their count alone does not find; none
+            where it does.
     """
 
     epoch: int
     rows_done: int = 0
     epochs_done: int = 0
+    place: tuple[int, ...] = ()
 
-    def after(self, n_rows: int) -> Position:
+    def after(self, n_rows: int, place: tuple[int, ...] = ()) -> Position:
         """Return where it stands so many rows later."""
-        return replace(self, rows_done=self.rows_done + n_rows)
+        return replace(self, rows_done=self.rows_done + n_rows, place=place)
 
     def next_epoch(self) -> Position:
         """Return the beginning of the next epoch."""
         return Position(self.epoch + 1, 0, self.epochs_done + 1)
 
-    def state(self) -> dict[str, int]:
+    def state(self) -> dict[str, Any]:
         """Return it as a saved state says it."""
         done = {"epochs_done": self.epochs_done} if self.epochs_done else {}
-        return {"epoch": self.epoch, "rows_done": self.rows_done, **done}
+        place = {"place": list(self.place)} if self.place else {}
+        return {"epoch": self.epoch, "rows_done": self.rows_done, **done, **place}
 
 
 def check_state(state: object, ours: Mapping[str, Any], n_rows: int | None) -> Position:
@@ -72,7 +77,8 @@ def check_state(state: object, ours: Mapping[str, Any], n_rows: int | None) -> P
             "their order is not this one"
         )
     epochs_done = _count(state, "epochs_done") if "epochs_done" in state else 0
-    position = Position(_count(state, "epoch"), _count(state, "rows_done"), epochs_done)
+    epoch, rows_done = _count(state, "epoch"), _count(state, "rows_done")
+    position = Position(epoch, rows_done, epochs_done, _place(state))
     if n_rows is not None and position.rows_done > n_rows:
         raise ActivationsError(
             f"the saved state says that {position.rows_done} rows are done (rows_done), and the "
@@ -83,6 +89,13 @@ def check_state(state: object, ours: Mapping[str, Any], n_rows: int | None) -> P
 
 def _same(mine: object, theirs: object) -> bool:
     return type(mine) is type(theirs) and mine == theirs
+
+
+def _place(state: Mapping[str, Any]) -> tuple[int, ...]:
+    place = state.get("place", [])
+    if not isinstance(place, list) or len(place) > _MOST_NUMBERS:
+        raise ActivationsError("the saved state is damaged: place is no list of a few numbers")
+    return tuple(_count({"place": number}, "place") for number in place)
 
 
 def _count(state: Mapping[str, Any], key: str) -> int:

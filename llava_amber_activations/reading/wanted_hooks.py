@@ -118,15 +118,7 @@ def wanted_hooks(
         needed = ([x_name] if x_sites else []) + ([mlp_out_name] if mlp_out else [])
         layers = [n for n in range(n_layers) if present.issuperset(name(n) for name in needed)]
     wanted = list(layers)
-    if not wanted:
-        raise ActivationsError("no layer is asked for: layers is empty")
-    for layer in wanted:
-        if not 0 <= layer < n_layers:
-            raise ActivationsError(
-                f"{source.name} has no layer {layer}: its model's layers are 0 to {n_layers - 1}"
-            )
-    if len(set(wanted)) < len(wanted):
-        raise ActivationsError(f"layers are asked for twice: {wanted}")
+    check_wanted_layers(wanted, n_layers, source.name)
     found = WantedHooks(
         x=tuple(
             HookVector(
@@ -146,6 +138,26 @@ def wanted_hooks(
     )
     check_hook_columns(schema, found, source.name)
     return found
+
+
+def check_wanted_layers(layers: Sequence[int], n_layers: int, where: str) -> None:
+    """Check which layers somebody wants together.
+
+    Args:
+        where: they are, as a message says it.
+
+    Raises:
+        ActivationsError: they are none, or none of the model's, or one is asked for twice.
+    """
+    if not layers:
+        raise ActivationsError("no layer is asked for: layers is empty")
+    for layer in layers:
+        if not 0 <= layer < n_layers:
+            raise ActivationsError(
+                f"{where} has no layer {layer}: its model's layers are 0 to {n_layers - 1}"
+            )
+    if len(set(layers)) < len(layers):
+        raise ActivationsError(f"layers are asked for twice: {list(layers)}")
 
 
 def hook_shards(source: Source) -> list[str]:

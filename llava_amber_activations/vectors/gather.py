@@ -155,10 +155,15 @@ def _check_range(before: Vectors, after: torch.Tensor) -> None:
     """
     lost = finite_rows_of_array(before) & ~finite_rows_of_array(after.numpy())
     if lost.any():
-        raise ActivationsError(
-            f"{int(lost.sum())} vectors of a batch hold numbers beyond float16, whose largest is "
-            "65504: ask for dtype float32 or bfloat16"
-        )
+        raise beyond_float16(int(lost.sum()))
+
+
+def beyond_float16(n_vectors: int) -> ActivationsError:
+    """Return the error of vectors that a batch of float16 cannot hold."""
+    return ActivationsError(
+        f"{n_vectors} vectors of a batch hold numbers beyond float16, whose largest is 65504: ask "
+        "for dtype float32 or bfloat16"
+    )
 
 
 def _copy(
