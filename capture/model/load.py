@@ -9,7 +9,11 @@ from typing import Any
 import torch
 from huggingface_hub import constants
 from torch import nn
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+)
 
 from capture.model.body import without_head
 from capture.model.decoder import Decoder
@@ -148,7 +152,7 @@ def prepare_model(model: Any, processor: Any, device: torch.device | None) -> Ca
     kind = type(model).__name__
     if not getattr(processor, "chat_template", None):
         raise ActivationsError(f"the processor of {kind} has no chat template to make prompts with")
-    image_token_id = getattr(model.config, "image_token_id", None)
+    image_token_id = _image_token_id(model.config, processor)
     if image_token_id is None:
         raise ActivationsError(
             f"the config of {kind} names no image token: is it a LLaVA-type model?"
@@ -165,3 +169,12 @@ def prepare_model(model: Any, processor: Any, device: torch.device | None) -> Ca
     return CaptureModel(
         model, body, processor, proven.decoder, image_token_id, device, revision, norms
     )
+
+
+def _image_token_id(config: Any, processor: Any) -> int | None:
+    """Return the id of the pictures' tokens, under any name that transformers gives it."""
+    ids = [getattr(config, name, None) for name in ("image_token_id", "image_token_index")]
+    # The processor may be another model's: what it says is asked of models that read pictures.
+    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        ids.append(getattr(processor, "image_token_id", None))
+    return next((token for token in ids if isinstance(token, int)), None)

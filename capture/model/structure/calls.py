@@ -100,7 +100,7 @@ class LayerCalls:
     Attributes:
         layer: the module.
         given, returned: of the layer, as in `Call`.
-        streams: shape of what the layer was given and returned.
+        shape: of what the layer returned.
         calls: in the order in which they began; of modules that ran once.
         every: all of them.
     """
@@ -108,7 +108,7 @@ class LayerCalls:
     layer: nn.Module
     given: torch.Tensor | None
     returned: torch.Tensor | None
-    streams: tuple[tuple[int, ...], tuple[int, ...]]
+    shape: tuple[int, ...]
     calls: list[Call]
     every: list[Call]
 
@@ -121,7 +121,6 @@ class _Layer:
     calls: list[Call] = field(default_factory=list)
     clock: int = 0
     given: torch.Tensor | None = None
-    shape: tuple[int, ...] = ()
 
 
 class Listening:
@@ -170,7 +169,6 @@ class Listening:
             layer.calls, layer.clock = [], 0
             value = next(_tensors(args, kwargs), None)
             layer.given = self._rows(value)
-            layer.shape = () if value is None else tuple(value.shape)
 
         return hook
 
@@ -188,7 +186,7 @@ class Listening:
                         layer.module,
                         layer.given,
                         self._rows(value),
-                        (layer.shape, shape),
+                        shape,
                         once,
                         layer.calls,
                     ),

@@ -1,4 +1,4 @@
-"""The short inputs that a model is proven on: a text, or a picture and a text."""
+"""The short inputs that a model is proven on: a picture and a text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from PIL import Image
 from torch import nn
 
 from capture.model.structure.prove import CannotRunError, ProvenDecoder, prove_decoder
-from llava_amber_activations.errors import ActivationsError
 
 _TEXT = "Describe this image."
 
@@ -17,20 +16,23 @@ _TEXT = "Describe this image."
 def probe(
     model: nn.Module, processor: Any, image_token_id: int, device: torch.device
 ) -> ProvenDecoder:
-    """Prove a model's decoder on a text, or, where it needs one, on a drawn picture and a text.
+    """Prove a model's decoder on a drawn picture and a short text.
+
+    On the text alone where the processor makes no inputs of the two, or the model does not run on
+    them.
 
     Raises:
         ActivationsError: as `prove_decoder`.
     """
+    try:
+        return prove_decoder(model, _with_picture(model, processor, device))
+    except CannotRunError as error:
+        of_picture = error
     ids = [token for token in processor.tokenizer(_TEXT)["input_ids"] if token != image_token_id]
     try:
         return prove_decoder(model, {"input_ids": torch.tensor([ids]).to(device)})
-    except ActivationsError as error:
-        of_text = error
-    try:
-        return prove_decoder(model, _with_picture(model, processor, device))
     except CannotRunError:
-        raise of_text from None
+        raise of_picture from None
 
 
 def _with_picture(

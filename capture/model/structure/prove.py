@@ -74,6 +74,11 @@ def prove_decoder(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Prove
     whole: Any = model.config
     config = whole.get_text_config()
     name = _name(model)
+    if getattr(whole, "is_encoder_decoder", False):
+        raise ActivationsError(
+            f"{name} is an encoder-decoder: its encoder reads the prompt, whose tokens are no "
+            "positions of its decoder, and its activations cannot be captured"
+        )
     n_layers, width = (getattr(config, key, None) for key in ("num_hidden_layers", "hidden_size"))
     if n_layers is None or width is None:
         raise ActivationsError(

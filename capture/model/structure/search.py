@@ -105,11 +105,10 @@ def _compiled(heard: LayerCalls, path: _Path, found: _Sum) -> tuple[torch.nn.Mod
 
 
 def _what_is_different(heard: LayerCalls) -> str:
-    _, returned = heard.streams
-    if heard.returned is None and len(returned) > 3:
+    if heard.returned is None:
         return (
-            f"returns states of the shape {list(returned)}, several streams side by side, to none "
-            "of which its MLP's output is added as it is"
+            f"returns states of the shape {list(heard.shape)}, which are several streams side by "
+            "side, and what its MLP returns is not added to one of them as it is"
         )
     return "does not add its MLP's output to the stream that its MLP reads"
 
