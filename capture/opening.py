@@ -10,6 +10,7 @@ import torch
 
 from capture.model.decoder import compile_layers
 from capture.model.load import CaptureModel, default_dtype, load_model
+from capture.passes.logprobs import check_head
 from capture.passes.prefix import prefix_problem
 from capture.passes.prompts import Prompts, make_prompts, most_prompt_tokens
 from capture.pipeline import PassSetup
@@ -105,7 +106,8 @@ def open_capture(
 
     Raises:
         ActivationsError: the model has not the layers that are asked for, a query cannot be asked
-            and `on_error` is "stop", or prefixes cannot be reused and that was asked for.
+            and `on_error` is "stop", prefixes cannot be reused and that was asked for, or
+            `logprobs` was, and the head cannot be asked for them.
     """
     model, dtype, queries = loaded.model, loaded.dtype, benchmark.queries
     n_layers = len(model.decoder.layers)
@@ -116,6 +118,8 @@ def open_capture(
         prompts = make_prompts(queries, model, most_tokens)
     if prompts.unusable and settings.on_error == "stop":
         raise ActivationsError(next(iter(prompts.unusable.values())))
+    if settings.logprobs:
+        check_head(model, settings.model, dtype)
     if settings.compile:
         compile_layers(model.decoder)
     recipe = make_recipe(

@@ -28,6 +28,7 @@ class CaptureSettings:
         layers: that are kept, ascending; None keeps all.
         always: "last" keeps each sample's last token, whatever else is kept of it.
         split, image_column, query_column: of a dataset.
+        logprobs: whether each row of an answer says how likely its token was.
         batch_size: samples in a forward pass; None finds the most that fit.
         reuse_prefix: let queries on one picture share what precedes them; None does so where it
             changes nothing.
@@ -48,6 +49,7 @@ class CaptureSettings:
     seed: int = 0
     always: str | None = None
     max_new_tokens: int | None = None
+    logprobs: bool = False
     transcoders: Path | None = None
     pool: str = "max"
     x_site: str = "resid_mid"

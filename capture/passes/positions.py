@@ -50,7 +50,7 @@ class ChosenRows:
     Attributes:
         flat: int64 [rows], index into the batch's [batch × T] tokens.
         element: int64 [rows], which element of the batch.
-        columns: the store's row tensors by their names, each int32 [rows].
+        columns: the store's row tensors by their names, each [rows].
     """
 
     flat: torch.Tensor

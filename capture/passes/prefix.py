@@ -21,11 +21,12 @@ from capture.model.load import CaptureModel
 from capture.model.taps import Taps
 from capture.model.tolerance import relative_errors, root_mean_square, tolerance
 from capture.passes.inputs import make_inputs, token_ids
+from capture.passes.logprobs import read_logprobs
 from capture.passes.positions import ChosenRows, PositionChoice, select_rows
 from capture.patches.layouts import PatchPlaces, patch_places
 from capture.samples.pictures import Picture
 from capture.samples.queries import Query
-from llava_amber_activations.formats.columns import POSITION
+from llava_amber_activations.formats.columns import LOGPROB, POSITION
 
 # The key/value cache among a model's arguments and outputs: transformers calls it so from 5.24 on,
 # and announces that 5.40 no longer knows the older name.
@@ -138,9 +139,17 @@ def _tail(ids: list[int], image_token_id: int) -> list[int]:
 
 @torch.inference_mode()
 def run_prefixed(
-    inputs: PrefixedInputs, model: CaptureModel, taps: Taps, choice: PositionChoice
+    inputs: PrefixedInputs,
+    model: CaptureModel,
+    taps: Taps,
+    choice: PositionChoice,
+    *,
+    logprobs: bool = False,
 ) -> tuple[torch.Tensor, ChosenRows]:
     """Run prefixes, and then queries on them.
+
+    Args:
+        logprobs: whether rows say how likely their tokens are.
 
     Returns:
         As from `Taps.aimed`, [2 × layers, rows, H], and which rows they are.
@@ -155,20 +164,31 @@ def run_prefixed(
     flat = inputs.picture[rows.element] * inputs.length + position
     once, copies = flat[in_prefix].unique(return_inverse=True)
     with taps.aimed(once, model.device) as of_prefix:
-        output = model.body(**model.on_device(inputs.prefix), use_cache=True)
-    if in_prefix.all():
+        first = model.body(**model.on_device(inputs.prefix), use_cache=True)
+    if in_prefix.all() and not logprobs:
         return of_prefix.index_select(1, copies.to(of_prefix.device)), rows
     # On the CPU: a model on several devices keeps a layer's cache with the layer.
-    cache = getattr(output, CACHE)
+    cache = getattr(first, CACHE)
     cache.batch_select_indices(inputs.picture)
     ids = inputs.ids[:, inputs.length :]
     flat = rows.element * ids.shape[1] + position - inputs.length
     with taps.aimed(flat[~in_prefix], model.device) as of_suffix:
-        model.body(
+        second = model.body(
             **model.on_device({"input_ids": ids, "attention_mask": inputs.mask}),
             **{CACHE: cache},
             use_cache=True,
         )
+    if logprobs:
+
+        def states(element: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+            of_prefix, of_suffix = first.last_hidden_state, second.last_hidden_state
+            before = position < inputs.length
+            found: torch.Tensor = of_suffix.new_empty(len(element), of_suffix.shape[2])
+            found[before] = of_prefix[inputs.picture[element[before]], position[before]]
+            found[~before] = of_suffix[element[~before], position[~before] - inputs.length]
+            return found
+
+        rows.columns[LOGPROB] = read_logprobs(rows, states, model, second)
     if not in_prefix.any():
         return of_suffix, rows
     gathered = of_suffix.new_empty((len(of_suffix), len(position), of_suffix.shape[2]))

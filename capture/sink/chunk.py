@@ -13,6 +13,7 @@ from capture.model.transcoders import Encoder, pool
 from capture.passes.generation import OnAnswers, append_responses, generate_responses
 from capture.passes.host_copy import HostCopy
 from capture.passes.inputs import render_prompt
+from capture.passes.logprobs import read_logprobs
 from capture.passes.positions import ChosenRows, PositionChoice, select_rows
 from capture.passes.prefix import run_prefixed
 from capture.passes.preparation import PreparedBatch
@@ -23,6 +24,7 @@ from capture.settings import CaptureSettings
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.formats.columns import (
     EXTRA_ROW_TENSORS,
+    LOGPROB,
     OPTIONAL_ROW_TENSORS,
     ROW_TENSORS,
     TILE,
@@ -31,9 +33,10 @@ from llava_amber_activations.store.samples import Tokens
 from llava_amber_activations.vectors.finite import finite_slots
 
 
-def extra_row_tensors(model: CaptureModel) -> tuple[str, ...]:
+def extra_row_tensors(model: CaptureModel, settings: CaptureSettings) -> tuple[str, ...]:
     """Return which of the row tensors that not every store has a capture of `model` has."""
-    return (TILE,) if cuts_tiles(model.processor) else ()
+    has = {TILE: cuts_tiles(model.processor), LOGPROB: settings.logprobs}
+    return tuple(name for name in EXTRA_ROW_TENSORS if has[name])
 
 
 def row_tensors(extra_columns: Container[str]) -> tuple[str, ...]:
@@ -124,7 +127,7 @@ def run_batch(
         parts: list[tuple[torch.Tensor, ChosenRows]] = []
         start = 0
         for part in prepared.prefixed:
-            gathered, rows = run_prefixed(part, model, taps, choice)
+            gathered, rows = run_prefixed(part, model, taps, choice, logprobs=settings.logprobs)
             parts.append((gathered, replace(rows, element=rows.element + start)))
             start += len(part.queries)
         ids = [one for part in prepared.prefixed for one in _unpadded(part.ids, part.mask)]
@@ -151,7 +154,12 @@ def run_batch(
         inputs, samples, choice, model.image_token_id, lengths, patches=prepared.patches
     )
     with taps.aimed(rows.flat, model.device) as gathered:
-        model.body(**model.on_device(inputs), use_cache=False)
+        output = model.body(**model.on_device(inputs), use_cache=False)
+    if settings.logprobs:
+        states = output.last_hidden_state
+        rows.columns[LOGPROB] = read_logprobs(
+            rows, lambda element, position: states[element, position], model, output
+        )
     found = _gathered(prepared, [(gathered, rows)], taps.layers, model, settings, encoders)
     token_ids = _unpadded(inputs["input_ids"], inputs["attention_mask"])
     return replace(found, token_ids=token_ids, prompt_lengths=lengths, responses=responses)
@@ -213,7 +221,7 @@ def _gathered(
     vectors = parts[0][0] if len(parts) == 1 else torch.cat([part for part, _ in parts], dim=1)
     columns = {
         name: torch.cat([rows.columns[name] for _, rows in parts])
-        for name in row_tensors(extra_row_tensors(model))
+        for name in row_tensors(extra_row_tensors(model, settings))
     }
     element = torch.cat([rows.element for _, rows in parts]).to(model.device)
     n_samples = len(prepared.queries)

@@ -61,7 +61,7 @@ def make_recipe(
         device=device_names(parameter.device for parameter in model.whole.parameters()),
         reuse_prefix=reuse_prefix,
         sites=model.decoder.sites(settings.x_site),
-        extra_columns=extra_row_tensors(model),
+        extra_columns=extra_row_tensors(model, settings),
         # torch's own version says which CUDA it was built for, where its package's does not.
         versions={
             "torch": str(torch.__version__),
