@@ -16,12 +16,12 @@ from capture.passes.prompts import make_prompts
 from capture.samples.pictures import FolderPictures
 from capture.samples.queries import Query
 from capture.settings import CaptureSettings
-from capture.sink.chunk import run_batch, to_host
+from capture.sink.chunk import row_tensors, run_batch, to_host
 from capture.sink.joining import check_finite, join_chunk
 from capture.sink.provenance import local_weights_sha256, make_recipe
 from llava_amber_activations.console.progress import Progress, progress_of
 from llava_amber_activations.errors import ActivationsError
-from llava_amber_activations.formats.columns import ROW_TENSORS, SAMPLE
+from llava_amber_activations.formats.columns import FLOATS, LOGPROB, SAMPLE
 from llava_amber_activations.formats.dataset_folder import NORMS_FILE
 from llava_amber_activations.formats.dtypes import torch_dtype
 from llava_amber_activations.store.chunk import Chunk
@@ -92,6 +92,7 @@ def recapture(
         always=recipe.always,
         seed=recipe.seed or 0,
         max_new_tokens=recipe.max_new_tokens,
+        logprobs=LOGPROB in recipe.extra_columns,
         x_site=recipe.x_site or "resid_mid",
         dtype=recipe.dtype,
         store_dtype=recipe.store_dtype,
@@ -147,7 +148,7 @@ def _stored_rows(store: Path, sample: int) -> dict[str, torch.Tensor]:
     chunk = Chunk(chunk_path(store, number))
     own = (chunk.rows(SAMPLE) == sample).nonzero()[:, 0]
     start, stop = int(own[0]), int(own[-1]) + 1
-    names = (*ROW_TENSORS, *vector_names(recipe.kept_layers))
+    names = (*row_tensors(recipe.extra_columns), *vector_names(recipe.kept_layers))
     return {name: chunk.rows(name, start, stop) for name in names}
 
 
@@ -157,7 +158,9 @@ def _compare(
     """Return the largest relative error of a sample's vectors."""
     errors: dict[str, torch.Tensor] = {}
     for name, tensor in stored.items():
-        if name not in ROW_TENSORS:
+        if name in FLOATS:
+            _check_logprobs(found[name], tensor, sample, allowed)
+        elif tensor.is_floating_point():
             errors[name] = relative_errors(found[name], tensor)
         elif not torch.equal(tensor, found[name]):
             raise ActivationsError(f"{name} of sample {sample} is not the stored one")
@@ -175,6 +178,19 @@ def _compare(
             f"norms on average, more than {allowed.rms:.0e}: the store is not of this model"
         )
     return max(largest.values())
+
+
+def _check_logprobs(
+    found: torch.Tensor, stored: torch.Tensor, sample: int, allowed: Tolerance
+) -> None:
+    """Check that log-probabilities of a sample's tokens are known of the same, and near."""
+    known = stored.isfinite()
+    far = (found - stored)[known].abs() / (1 + stored[known].abs())
+    if not torch.equal(known, found.isfinite()) or (far > allowed.worst).any():
+        raise ActivationsError(
+            f"{LOGPROB} of sample {sample} is not the stored one, within {allowed.worst:.0e}: the "
+            "store is not of this model"
+        )
 
 
 def _check_norms(store: Path, stored: Norms | None, found: Norms | None, model: str) -> None:

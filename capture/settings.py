@@ -77,6 +77,11 @@ class CaptureSettings:
         return self.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
 
     @property
+    def keeps_answers(self) -> bool:
+        """Whether kept positions may be of an answer, which `logprobs` says something of."""
+        return self.positions == "generated"
+
+    @property
     def samples_per_chunk(self) -> int:
         """Samples in each chunk of the store."""
         default = CHUNK_SAMPLES_LAST if self.positions == "last" else CHUNK_SAMPLES

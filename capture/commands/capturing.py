@@ -19,6 +19,7 @@ from capture.commands.options import (
     ImageColumn,
     ImageDir,
     Layers,
+    Logprobs,
     MaxNewTokens,
     MaxSamples,
     Model,
@@ -70,6 +71,7 @@ def capture_command(
     seed: Seed = 0,
     always: Always = None,
     max_new_tokens: MaxNewTokens = None,
+    logprobs: Logprobs = False,
     transcoders: Transcoders = None,
     pool: Pool = "max",
     batch_size: BatchSize = "8",
@@ -108,6 +110,7 @@ def capture_command(
         sample_positions=sample_positions,
         seed=seed,
         max_new_tokens=max_new_tokens,
+        logprobs=logprobs,
         transcoders=transcoders,
         pool=pool,
         batch_size=_batch_size(batch_size),
@@ -122,6 +125,11 @@ def capture_command(
         always=always,
         force=force,
     )
+    if logprobs and not settings.keeps_answers:
+        raise typer.BadParameter(
+            f"--logprobs is of the tokens of answers, and --positions {positions} keeps none of "
+            "them here: leave it out, or ask for --positions generated"
+        )
     from capture.beforehand import check_capture
 
     benchmark = check_capture(settings)

@@ -92,6 +92,13 @@ MaxNewTokens = Annotated[
         show_default=str(DEFAULT_MAX_NEW_TOKENS),
     ),
 ]
+Logprobs = Annotated[
+    bool,
+    typer.Option(
+        "--logprobs",
+        help="Say of each kept token of an answer how likely the model found it: column logprob.",
+    ),
+]
 Transcoders = Annotated[
     Path | None,
     typer.Option(

@@ -17,7 +17,10 @@ from llava_amber_activations.store.sums import write_sums
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("options", [{}, {"positions": "all", "x_site": "mlp_in"}])
+ANSWERED = {"positions": "generated", "max_new_tokens": 3, "logprobs": True}
+
+
+@pytest.mark.parametrize("options", [{}, {"positions": "all", "x_site": "mlp_in"}, ANSWERED])
 def test_the_same_model_agrees(make_store, tiny_llava, image_dir, tmp_path, options):
     store = make_store(tmp_path / "store", **options)
     found = recapture(
@@ -105,6 +108,18 @@ def test_a_small_error_of_every_vector_is_found_out(last_store, tiny_llava, imag
         recapture(
             store, model=str(tiny_llava), image_dir=image_dir, n_samples=8, seed=0, device=CPU
         )
+
+
+def test_another_probability_is_found_out(make_store, tiny_llava, image_dir, tmp_path):
+    """One of one token, and one that is not known."""
+    store = make_store(tmp_path / "store", **ANSWERED, max_samples=2)
+    options = {"model": str(tiny_llava), "image_dir": image_dir, "n_samples": 2, "seed": 0}
+    for value in (-9.0, float("nan")):
+        copy = tmp_path / f"store {value}"
+        shutil.copytree(store, copy)
+        rewrite_vector(copy, "logprob", lambda logprob, value=value: logprob.fill_(value))
+        with pytest.raises(ActivationsError, match="logprob of sample 0 is not the stored one"):
+            recapture(copy, device=CPU, **options)
 
 
 def test_another_batch_size_is_no_other_recipe(make_store, tiny_llava, image_dir, tmp_path):

@@ -16,7 +16,8 @@ N_NEW = 6
 @pytest.fixture(scope="module")
 def generated_store(make_store, tmp_path_factory):
     path = tmp_path_factory.mktemp("generated") / "store"
-    return make_store(path, positions="generated", max_new_tokens=N_NEW, chunk_samples=8)
+    asked = {"positions": "generated", "max_new_tokens": N_NEW, "logprobs": True}
+    return make_store(path, chunk_samples=8, **asked)
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +78,27 @@ def test_rows_are_the_responses_positions(generated_store, answers, reference):
     for layer in range(32):
         whole = torch.cat(outputs[layer])
         assert (chunk[f"mlp_out_{layer:02d}"] - whole).norm() < 1e-4 * whole.norm()
+
+
+def test_how_likely_each_token_was(generated_store, answers, reference):
+    """By the logits of the whole model, one sample at a time; the recipe names the column."""
+    chunk = load_file(generated_store / "chunks" / "chunk-00000.safetensors")
+    expected = []
+    for ids, n_prompt, pixels in answers:
+        with torch.no_grad():
+            logits = reference.model(
+                input_ids=ids[None],
+                attention_mask=torch.ones_like(ids)[None],
+                pixel_values=pixels,
+            ).logits[0]
+        of_all = torch.log_softmax(logits.double(), dim=-1)
+        expected += [of_all[at - 1, ids[at]] for at in range(n_prompt, len(ids))]
+    found = chunk["logprob"]
+    assert found.dtype == torch.float32
+    assert torch.allclose(found.double(), torch.stack(expected), atol=1e-4)
+    assert found.min() < -0.1
+    recipe = json.loads((generated_store / "capture.json").read_text())
+    assert recipe["extra_columns"] == ["logprob"]
 
 
 def test_responses_are_written_for_the_benchmark(generated_store, answers, reference):

@@ -138,6 +138,7 @@ def test_usage(say, capture_arguments):
     cases = {
         "--batch-size is a number": capture_arguments("--batch-size", "many"),
         "--max-new-tokens goes with": capture_arguments("--max-new-tokens", "9"),
+        "--logprobs is of the tokens": capture_arguments("--logprobs", "--positions", "image"),
         "--recapture needs --model": ["verify", "store", "--recapture", "1"],
         "go with --recapture": ["verify", "store", "--model", "m"],
         "--embed-pictures needs --image-dir": ["build", "s", "d", "--embed-pictures"],
