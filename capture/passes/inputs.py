@@ -61,7 +61,7 @@ def make_inputs(
     """
     prompts = [render_prompt(processor, query.query) for query in queries]
     inputs = processor(
-        images=[picture.image for picture in pictures],
+        images=[[picture.image] for picture in pictures],
         text=prompts,
         add_special_tokens=_adds_special_tokens(processor, prompts[0]),
         padding=True,

@@ -59,10 +59,9 @@ def looks_of(model, layers, inputs, image_token_id, channels):
     values = (held["states"] @ direction)[is_patch]
     shown = channels(pixels.detach())
     found = []
-    for number in range(len(values)):
-        (gradient,) = torch.autograd.grad(values[number], pixels, retain_graph=True)
-        weight = channels(gradient).abs().sum(dim=1)
-        found.append(_look(shown, weight))
+    for value in values:
+        (gradient,) = torch.autograd.grad(value, pixels, retain_graph=True)
+        found.append(_look(shown, channels(gradient).abs().sum(dim=1)))
     counts = is_patch.sum(dim=1).tolist()
     looks = iter(found)
     return [[next(looks) for _ in range(count)] for count in counts]
