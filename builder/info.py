@@ -201,11 +201,15 @@ def _target_counts(window: LayerWindow, recipe: Recipe) -> str:
 
 
 def _sites_table(recipe: Recipe, *, has_norms: bool) -> list[tuple[str, str]]:
-    """Say at which sites `x` can be read, where that is more than the recipe says."""
+    """Say what the vectors are in the model, and at which sites more `x` can be read."""
+    modules = [(f"{vector} is", said) for vector, said in (recipe.sites or {}).items()]
     own, *computed = readable_sites(recipe, has_norms=has_norms) or ("",)
     if not computed:
-        return []
-    return [("x can be read at", f"{own}, {', '.join(computed)} (computed by {NORMS_FILE})")]
+        return modules
+    return [
+        *modules,
+        ("x can be read at", f"{own}, {', '.join(computed)} (computed by {NORMS_FILE})"),
+    ]
 
 
 def _recipe_table(recipe: Recipe) -> list[tuple[str, str]]:
