@@ -180,6 +180,8 @@ def test_info(cli, last_store, all_dataset, store):
     size -= (all_dataset / "manifest.json").stat().st_size
     assert lines["bytes"].startswith(f"{size} (")
     assert lines["targets"] == "16 for L0 … 1 for L30"
+    assert lines["x is"] == "input of post_attention_layernorm"
+    assert lines["mlp_out is"] == "output of mlp"
     result = cli("info", all_dataset)
     assert result.returncode == 0
     printed = dict(line.split("  ", 1) for line in result.stdout.splitlines())

@@ -87,7 +87,9 @@ def _first(heard: LayerCalls, sums: Iterator[_Sum]) -> tuple[_Sum, _Path]:
         if path is not None:
             return found, path
         reason = reason or problem
-    raise NoBlockError(reason or _what_is_different(heard))
+    if heard.returned is None or not reason:
+        raise NoBlockError(_what_is_different(heard))
+    raise NoBlockError(reason)
 
 
 def _n_weights(found: _Sum, path: _Path) -> int:

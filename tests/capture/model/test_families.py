@@ -1,10 +1,15 @@
 """Other families are found by their structure: tiny random models from their own configs."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from small_configs import N_LAYERS, TEXT, VISION, WIDTH
 from torch import nn
 from transformers import (
+    AutoTokenizer,
+    Blip2Config,
+    Blip2ForConditionalGeneration,
     CLIPVisionConfig,
     GptOssConfig,
     Idefics3Config,
@@ -19,7 +24,10 @@ from transformers import (
     Qwen2VLForConditionalGeneration,
 )
 
-from capture.model.structure.prove import prove_decoder
+from capture.model.body import without_head
+from capture.model.norms import find_norms
+from capture.model.structure.probe import probe
+from capture.model.structure.prove import CannotRunError, prove_decoder
 from capture.model.taps import Taps
 from llava_amber_activations import ActivationsError
 
@@ -108,6 +116,37 @@ def test_decoder_and_sites(make):
     for layer in range(N_LAYERS):
         added = gathered[layer] + gathered[N_LAYERS + layer]
         assert torch.allclose(added, outputs[layer].reshape(4, WIDTH), atol=1e-5)
+
+
+def test_a_model_that_needs_a_picture():
+    """BLIP-2, whose language model is an OPT: its MLP is two modules of the layer's own."""
+    opt = {"model_type": "opt", **TEXT, "ffn_dim": 64, "word_embed_proj_dim": WIDTH}
+    tower = {"hidden_size": 16, "encoder_hidden_size": 16, "num_hidden_layers": 1}
+    config = Blip2Config(
+        text_config=opt,
+        vision_config=VISION,
+        qformer_config={**tower, "num_attention_heads": 2, "intermediate_size": 16},
+        num_query_tokens=2,
+        image_token_index=60,
+    )
+    torch.manual_seed(0)
+    body = without_head(Blip2ForConditionalGeneration(config).eval())
+    ids = torch.tensor([[60, 60, 5, 6, 7, 8]])
+    with pytest.raises(CannotRunError, match="Blip2ForConditionalGeneration does not run on a sh"):
+        prove_decoder(body, {"input_ids": ids})
+    inputs = {"input_ids": ids, "pixel_values": torch.randn(1, 3, 28, 28)}
+    found = prove_decoder(body, inputs)
+    added = {"x": "input of final_layer_norm", "mlp_out": "output of fc2"}
+    assert found.decoder.sites("resid_mid") == added
+    assert find_norms(found.decoder, found.seen).kind == "layer_norm"
+
+
+def test_a_processor_that_makes_no_inputs_of_pictures(tiny_llava):
+    """The text alone is what the model is proven on."""
+    body = LlavaForConditionalGeneration.from_pretrained(tiny_llava).model
+    text_alone = SimpleNamespace(tokenizer=AutoTokenizer.from_pretrained(tiny_llava))
+    found = probe(body, text_alone, 4, torch.device("cpu"))
+    assert found.decoder.sites("mlp_in") == {"x": "input of mlp", "mlp_out": "output of mlp"}
 
 
 class Doubling(nn.Module):

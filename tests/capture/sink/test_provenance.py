@@ -139,3 +139,23 @@ def test_a_store_of_another_format_is_not_gone_on_with(make_store, last_store, t
     with pytest.raises(ActivationsError, match=r"captured in format 1\.0, and .* format 1\.1"):
         make_store(store)
     assert contents_of(store) == before
+
+
+def test_sites_of_a_store(make_store, tmp_path):
+    """A store begun before recipes had sites is gone on with; one of other sites is not."""
+    store = make_store(tmp_path / "store")
+    path = store / "capture.json"
+    recipe = json.loads(path.read_text(encoding="utf-8"))
+    assert recipe["sites"] == {
+        "x": "input of post_attention_layernorm",
+        "mlp_out": "output of mlp",
+    }
+    for sites, is_same in ((None, True), ({"x": "input of mlp", "mlp_out": "?"}, False)):
+        (store / "chunks" / "chunk-00001.safetensors").unlink()
+        path.write_text(json.dumps({**recipe, "sites": sites}), encoding="utf-8")
+        if is_same:
+            make_store(store)
+            assert json.loads(path.read_text(encoding="utf-8"))["sites"] == recipe["sites"]
+        else:
+            with pytest.raises(ActivationsError, match="another recipe: sites"):
+                make_store(store)
