@@ -27,13 +27,16 @@ from llava_amber_activations.formats.columns import (
     ID,
     IMAGE,
     KIND,
+    NO_PATCH,
     PATCH_COL,
     PATCH_ROW,
     POSITION,
     QUERY,
     SAMPLE,
+    TILE,
     TOKEN_ID,
     TOKENS,
+    WHOLE_PICTURE,
 )
 from llava_amber_activations.formats.dataset_folder import SAMPLES, SAMPLES_SPLIT
 from llava_amber_activations.formats.layers import mlp_out_name, x_name
@@ -78,7 +81,9 @@ class DrawnRows:
         n_layers: decoder layers of the model.
         width: H.
         sample, position, token_id, kind, patch_row, patch_col: int32 [rows]; `kind` is the code
-            that `KINDS` says, -1 where it is not known, as `token_id` and the patch may be.
+            that `KINDS` says, -1 where it is not known, as `token_id` and the patch may be. The
+            patches are those of one grid a picture: where a model sees a picture whole and in
+            tiles, those of the whole picture.
         tokens: of each row, the text of its token; None where the dataset does not hold it.
         vectors: [rows, H] of the dataset's dtype, by their names: `x_05`, `mlp_out_05`. Some may be
             missing: an import may lack some, and a dataset without `all_layers` lacks
@@ -183,6 +188,7 @@ def draw_rows(
     places = [block.rows for block in chosen]
     leading = read_leading(source, places)
     texts = _texts(source, leading[SAMPLE], table) if tokens else {}
+    patch_row, patch_col = _in_one_grid(leading)
     return DrawnRows(
         samples=_samples_of(leading, texts),
         n_samples=recipe.n_samples,
@@ -194,11 +200,24 @@ def draw_rows(
         position=leading[POSITION],
         token_id=leading[TOKEN_ID],
         kind=leading[KIND],
-        patch_row=leading[PATCH_ROW],
-        patch_col=leading[PATCH_COL],
+        patch_row=patch_row,
+        patch_col=patch_col,
         tokens=_tokens(texts, leading[SAMPLE], leading[POSITION]),
         vectors=read_row_vectors(source, names, places),
     )
+
+
+def _in_one_grid(leading: Mapping[str, npt.NDArray[Any]]) -> tuple[Int32s, Int32s]:
+    """Return patch rows and columns of one grid a picture, -1 of the patches of another.
+
+    Grids of the whole picture where there is any; else those of tiles, which are one grid.
+    """
+    row, column = leading[PATCH_ROW], leading[PATCH_COL]
+    tile = leading.get(TILE)
+    if tile is None or not (tile == WHOLE_PICTURE).any():
+        return row, column
+    is_whole = tile == WHOLE_PICTURE
+    return np.where(is_whole, row, NO_PATCH), np.where(is_whole, column, NO_PATCH)
 
 
 @dataclass(frozen=True)

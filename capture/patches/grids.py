@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from llava_amber_activations.formats.columns import NO_PATCH
-
-WHOLE = 0
+from llava_amber_activations.formats.columns import NO_PATCH, WHOLE_PICTURE
 
 
 def nowhere(n_tokens: int) -> torch.Tensor:
@@ -21,7 +19,9 @@ def nowhere(n_tokens: int) -> torch.Tensor:
 def whole(rows: int, columns: int) -> torch.Tensor:
     """Return a whole picture's places in reading order: int64 [rows × columns, 3]."""
     number = torch.arange(rows * columns)
-    return torch.stack([torch.full_like(number, WHOLE), number // columns, number % columns], dim=1)
+    return torch.stack(
+        [torch.full_like(number, WHOLE_PICTURE), number // columns, number % columns], dim=1
+    )
 
 
 def tiled(tile_rows: int, tile_columns: int, rows: int, columns: int) -> torch.Tensor:

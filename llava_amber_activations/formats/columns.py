@@ -60,6 +60,9 @@ TEXT, IMAGE_PATCH, GENERATED, ANSWER, SYSTEM = range(len(KINDS))
 # `image` of a row whose sample has no picture, in a dataset folder.
 NO_IMAGE = ""
 
+# `tile` of a patch of the whole picture.
+WHOLE_PICTURE = 0
+
 # `patch_row` and `patch_col` of a row that is no patch, or of a picture whose patches do not lie in
 # one grid.
 NO_PATCH = -1
