@@ -78,7 +78,7 @@ _OF_A_QUERY = (SAMPLE, ID, *(name for name in STRINGS if name != KIND))
 
 def _of_query(query: Query, name: str) -> Any:
     # What a sample does not have, its rows have as an empty text.
-    return getattr(query, name) or (0 if name in (SAMPLE, ID) else "")
+    return getattr(query, name, None) or (0 if name in (SAMPLE, ID) else "")
 
 
 @dataclass(frozen=True)
@@ -172,11 +172,10 @@ class ChunkRows:
         """Copy the rows `start` to `stop` into tensors of as many rows, on the device.
 
         Args:
-            out: by their names in a batch; what is not in it is not copied.
+            out: by their names in a batch: every vector, and what is wanted of `columns`.
         """
-        for name, column in self._columns.items():
-            if name in out:
-                out[name].copy_(column[start:stop])
+        for name in out.keys() - self._wanted.named.keys():
+            out[name].copy_(self._columns[name][start:stop])
         first = 0
         for batch in self._filled:
             assert batch.vectors is not None

@@ -11,7 +11,7 @@ from capture.live.chunk_rows import Tensors
 from capture.live.wanted import WantedVectors
 from capture.model.load import CaptureModel
 from capture.opening import OpenCapture
-from llava_amber_activations.formats.columns import LEADING, LOGPROB, NUMBERED
+from llava_amber_activations.formats.columns import FLOATS, LEADING, NUMBERED
 from llava_amber_activations.formats.dtypes import torch_dtype
 
 # Of a recipe, what decides no row and no order: the last bits of values at most.
@@ -69,7 +69,7 @@ class LiveModel:
         device, width = self.device, self.opened.model.decoder.hidden_size
         tensors: Tensors = {}
         for name in self.columns if columns else ():
-            dtype = torch.float32 if name == LOGPROB else torch.int32
+            dtype = torch.float32 if name in FLOATS else torch.int32
             tensors[name] = torch.empty(n_rows, dtype=dtype, device=device)
         for name in wanted.named:
             shape = n_rows, *wanted.shape(name, width)

@@ -28,6 +28,19 @@ def test_section(hub, narrow_dataset, tmp_path, section):
     What the README says that a block prints, it prints.
     """
     shutil.copytree(narrow_dataset, tmp_path / "dataset")
+    check_blocks(section, tmp_path)
+
+
+def test_without_a_disk(tiny_llava, query_file, image_dir, tmp_path):
+    """Where a tiny model, its queries and pictures lie by the names that the README gives."""
+    shutil.copytree(tiny_llava, tmp_path / "llava-hf" / "llava-1.5-7b-hf")
+    shutil.copytree(image_dir, tmp_path / "AMBER" / "image")
+    shutil.copy(query_file, tmp_path / "query_generative.json")
+    check_blocks("Without a disk", tmp_path)
+
+
+def check_blocks(section, folder):
+    """Run a section's blocks in a folder."""
     blocks = blocks_of(section)
     assert blocks
     bin_folder = Path(sys.executable).parent
@@ -39,7 +52,7 @@ def test_section(hub, narrow_dataset, tmp_path, section):
             capture_output=True,
             text=True,
             check=False,
-            cwd=tmp_path,
+            cwd=folder,
             env={**os.environ, "PATH": f"{bin_folder}:/usr/bin:/bin"},
             timeout=300,
         )
