@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from capture.model.named import NamedModel, look_up_model
 from capture.samples.benchmark import Benchmark, read_benchmark
-from capture.settings import CaptureSettings
+from capture.samples.queries import Query
+from capture.settings import NOT_GIVEN, BenchmarkAsked, CaptureSettings
 from capture.sink.settled import check_begun
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files.leftovers import is_empty_or_missing
@@ -28,7 +30,8 @@ def check_capture(settings: CaptureSettings) -> Benchmark:
     if settings.transcoders is not None and not settings.transcoders.is_dir():
         raise ActivationsError(f"there is no such folder of transcoders: {settings.transcoders}")
     check_place(settings.output_dir)
-    _check_dataset_folder(settings)
+    for asked in settings.benchmarks:
+        _check_dataset_folder(asked)
     model = look_up_model(settings.model, settings.revision)
     if model.n_layers is not None:
         check_n_targets(settings.n_targets, model.n_layers)
@@ -36,7 +39,7 @@ def check_capture(settings: CaptureSettings) -> Benchmark:
     benchmark = read_benchmark(settings)
     check_begun(settings, benchmark)
     if not is_store(settings.output_dir):
-        check_capture_room(settings, len(benchmark.queries), model)
+        check_capture_room(settings, benchmark.queries, model)
     return benchmark
 
 
@@ -53,7 +56,7 @@ def check_place(store: Path) -> None:
         )
 
 
-def check_recapture(store: Path, model: str, image_dir: Path) -> None:
+def check_recapture(store: Path, model: str, image_dirs: Sequence[Path | None]) -> None:
     """Check what can be checked of a recapture before torch is imported.
 
     Raises:
@@ -61,12 +64,15 @@ def check_recapture(store: Path, model: str, image_dir: Path) -> None:
     """
     if not is_store(store):
         raise ActivationsError(f"{store} is not a capture store, which alone can be recaptured")
-    if not image_dir.is_dir():
-        raise ActivationsError(f"the image folder {image_dir} does not exist")
+    for image_dir in image_dirs:
+        if image_dir is not None and not image_dir.is_dir():
+            raise ActivationsError(f"the image folder {image_dir} does not exist")
     look_up_model(model)
 
 
-def check_capture_room(settings: CaptureSettings, n_samples: int, model: NamedModel) -> None:
+def check_capture_room(
+    settings: CaptureSettings, queries: Sequence[Query], model: NamedModel
+) -> None:
     """Check that the disk has room for what a capture writes at least.
 
     Raises:
@@ -77,30 +83,35 @@ def check_capture_room(settings: CaptureSettings, n_samples: int, model: NamedMo
     dtype = settings.store_dtype or settings.dtype or "float16"
     n_kept = model.n_layers if settings.layers is None else len(settings.layers)
     row = 2 * n_kept * model.hidden_size * _ITEM_BYTES[dtype]
-    n_rows = n_samples * _least_rows(settings, model)
-    what = f"a capture of {n_samples} samples"
+    n_rows = sum(_least_rows(query, settings, model) for query in queries)
+    what = f"a capture of {len(queries)} samples"
     check_room(settings.output_dir, n_rows * row, what, force=settings.force)
 
 
-def _least_rows(settings: CaptureSettings, model: NamedModel) -> int:
+def _least_rows(query: Query, settings: CaptureSettings, model: NamedModel) -> int:
     """Return how many rows a sample has at least."""
+    if settings.positions == "answer" and query.answer is None:
+        return 0
     if settings.positions not in ("all", "image"):
         return 1
+    if query.image is None:
+        return 1 if settings.positions == "all" else 0
     tokens = model.image_tokens or 1
     return tokens if settings.sample_positions is None else min(tokens, settings.sample_positions)
 
 
-def _check_dataset_folder(settings: CaptureSettings) -> None:
+def _check_dataset_folder(asked: BenchmarkAsked) -> None:
     """Check a dataset that is named as a path, which `datasets` takes seconds to say.
 
     Raises:
         ActivationsError: there is no such folder, or an option does not go with a query file.
     """
-    name = str(settings.dataset)
+    name = str(asked.dataset)
     if not name.startswith(HF_PREFIX):
-        if settings.split is not None:
+        if asked.split is not None:
             raise ActivationsError(
-                f"--split goes with --dataset {HF_PREFIX}NAME, and {name} is a query file"
+                f"--split goes with --dataset {HF_PREFIX}NAME, and {name} is a query file: of "
+                f"several datasets, give it {NOT_GIVEN}"
             )
         return
     folder = name.removeprefix(HF_PREFIX)

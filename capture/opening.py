@@ -123,8 +123,7 @@ def open_capture(
     if settings.compile:
         compile_layers(model.decoder)
     recipe = make_recipe(
-        *(settings, model, dtype, len(queries), benchmark.queries_sha256),
-        dataset_revision=benchmark.dataset_revision,
+        *(settings, model, dtype, benchmark),
         weights_sha256=loaded.weights_sha256,
         reuse_prefix=_shares_prefixes(settings, model, dtype, queries, say=shown),
     )
@@ -147,7 +146,9 @@ def _shares_prefixes(
     asked = settings.reuse_prefix
     # Of all chunks, also those that are there: a run that goes on decides as the first one did.
     chunks = chunk_ranges(len(queries), settings.samples_per_chunk)
-    of_use = any(len({queries[sample].image for sample in chunk}) < len(chunk) for chunk in chunks)
+    of_chunks = ([queries[sample].picture for sample in chunk] for chunk in chunks)
+    pictures = ([each for each in chunk if each is not None] for chunk in of_chunks)
+    of_use = any(len(set(chunk)) < len(chunk) for chunk in pictures)
     if asked is False or (asked is None and not of_use):
         return False
     problem = "with generated positions the answers are what is computed"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,11 +12,14 @@ import torch
 from capture.model.load import load_model
 from capture.model.taps import Taps
 from capture.model.tolerance import Tolerance, relative_errors, root_mean_square, tolerance
+from capture.passes.inputs import QUERY_PLACEHOLDER
 from capture.passes.preparation import plan_batches, prepared_batches
 from capture.passes.prompts import make_prompts
-from capture.samples.pictures import FolderPictures
+from capture.samples.benchmark import Benchmark
+from capture.samples.mixture import MixedPictures
+from capture.samples.pictures import FolderPictures, PictureSource
 from capture.samples.queries import Query
-from capture.settings import CaptureSettings
+from capture.settings import CaptureSettings, OneOrEach
 from capture.sink.chunk import row_tensors, run_batch, to_host
 from capture.sink.joining import check_finite, join_chunk
 from capture.sink.provenance import local_weights_sha256, make_recipe
@@ -24,6 +28,7 @@ from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.formats.columns import FLOATS, LOGPROB, SAMPLE
 from llava_amber_activations.formats.dataset_folder import NORMS_FILE
 from llava_amber_activations.formats.dtypes import torch_dtype
+from llava_amber_activations.formats.recipe import Recipe
 from llava_amber_activations.store.chunk import Chunk
 from llava_amber_activations.store.layout import (
     chunk_path,
@@ -32,7 +37,7 @@ from llava_amber_activations.store.layout import (
     vector_names,
 )
 from llava_amber_activations.store.norms_file import read_store_norms
-from llava_amber_activations.store.samples import read_samples
+from llava_amber_activations.store.samples import SampleRecord, read_samples
 from llava_amber_activations.vectors.norms import Norms
 
 # What may differ between the machine that captured and the one that checks.
@@ -62,7 +67,7 @@ def recapture(
     store: Path,
     *,
     model: str,
-    image_dir: Path,
+    image_dir: OneOrEach[Path | None],
     n_samples: int,
     seed: int,
     device: torch.device,
@@ -70,12 +75,19 @@ def recapture(
 ) -> Recaptured:
     """Capture `n_samples` random samples of a finished store again and compare every vector.
 
+    Args:
+        image_dir: folder of the pictures, or one for each source of a mixture, in the order in
+            which they were captured; None where there are none.
+
     Raises:
-        ActivationsError: a picture is another one, the model is of another recipe, or a vector
-            differs by more than the model's precision explains.
+        ActivationsError: a sample has a picture and there is no folder for it, a picture is another
+            one, the model is of another recipe, or a vector differs by more than the model's
+            precision explains.
     """
     recipe = read_recipe(store)
-    records = [record for record in read_samples(store) if record.n_rows]
+    all_records = read_samples(store)
+    benchmark = _benchmark(recipe, all_records, image_dir)
+    records = [record for record in all_records if record.n_rows]
     drawn = np.random.default_rng(seed).choice(
         len(records), size=min(n_samples, len(records)), replace=False
     )
@@ -83,7 +95,9 @@ def recapture(
     settings = CaptureSettings(
         model=model,
         dataset=recipe.benchmark or "",
-        image_dir=image_dir,
+        image_dir=None,
+        system=recipe.system,
+        answer_column=recipe.answer_column,
         output_dir=store,
         n_targets=recipe.n_targets,
         layers=recipe.layers,
@@ -102,7 +116,7 @@ def recapture(
     dtype = recipe.dtype or recipe.store_dtype
     _check_weights(store, recipe.weights_sha256, model)
     loaded = load_model(model, dtype=dtype, device=device, revision=settings.revision)
-    found = make_recipe(settings, loaded, dtype, recipe.n_samples, recipe.queries_sha256)
+    found = make_recipe(settings, loaded, dtype, benchmark)
     same = {name: getattr(found, name) for name in _MAY_DIFFER}
     if recipe.sites is None:
         same["sites"] = found.sites
@@ -117,20 +131,20 @@ def recapture(
     kept = torch_dtype(recipe.store_dtype)
     with Taps(loaded.decoder, settings.x_site, kept, recipe.layers) as taps:
         for record in progress_of(chosen, "recapture", unit="sample"):
-            query = Query(record.sample, record.id, record.image, record.query)
+            query = benchmark.queries[record.sample]
             prepared = prepared_batches(
                 plan_batches(0, [query], make_prompts([query], loaded, None), 1),
                 loaded.processor,
-                FolderPictures(image_dir),
+                benchmark.pictures,
                 for_generation=settings.response_tokens is not None,
                 num_workers=0,
                 image_token_id=loaded.image_token_id,
             )
             batch = to_host(run_batch(next(prepared), loaded, taps, settings, {}), loaded)
-            if batch.prepared.digests[record.sample] != record.image_sha256:
+            if batch.prepared.digests.get(record.sample) != record.image_sha256:
                 raise ActivationsError(
-                    f"the image {record.image} of sample {record.sample} in {image_dir} is not the "
-                    "one that was captured: its SHA-256 differs"
+                    f"the image {benchmark.pictures.name(query)} of sample {record.sample} is not "
+                    "the one that was captured: its SHA-256 differs"
                 )
             joined = join_chunk([query], [batch], loaded, kept, recipe.layers, recipe.extra_columns)
             tensors = {name: torch.cat(parts) for name, parts in joined.pieces.items()}
@@ -138,6 +152,57 @@ def recapture(
             stored = _stored_rows(store, record.sample)
             largest = max(largest, _compare(tensors, stored, record.sample, allowed))
     return Recaptured([record.sample for record in chosen], largest, allowed.worst)
+
+
+def _benchmark(
+    recipe: Recipe, records: Sequence[SampleRecord], image_dir: OneOrEach[Path | None]
+) -> Benchmark:
+    """Return the samples of a store as a capture has them.
+
+    Raises:
+        ActivationsError: there is not one folder for all sources, nor one for each, or none for one
+            that has pictures.
+    """
+    sources = recipe.sources or ()
+    names: list[str | None] = [source.name for source in sources] or [None]
+    are_raw: set[str | None] = {s.name for s in sources if s.prompt_template == "none"}
+    if not sources and recipe.prompt == QUERY_PLACEHOLDER:
+        are_raw.add(None)
+    queries = [
+        Query(
+            *(record.sample, record.id, record.image, record.query, record.source),
+            history=record.history or (),
+            answer=record.answer,
+            is_raw=record.source in are_raw,
+        )
+        for record in records
+    ]
+    folders = image_dir if isinstance(image_dir, tuple) else (image_dir,)
+    if len(folders) == 1:
+        folders *= len(names)
+    if len(folders) != len(names):
+        raise ActivationsError(
+            f"--image-dir is given {len(folders)} times, and the store has {len(names)} sources "
+            f"({', '.join(map(str, names))}): give it once for all, or once for each in this order"
+        )
+    by_name = dict(zip(names, folders, strict=True))
+    for query in queries:
+        if query.image is not None and by_name[query.source] is None:
+            where = "" if query.source is None else f" of {query.source}"
+            raise ActivationsError(
+                f"sample {query.sample}{where} has a picture: give --image-dir, the folder that "
+                f"holds it as {query.image}"
+            )
+    pictures: dict[str | None, PictureSource] = {
+        name: FolderPictures(folder) for name, folder in by_name.items() if folder is not None
+    }
+    return Benchmark(
+        queries,
+        recipe.queries_sha256,
+        MixedPictures(pictures),
+        recipe.dataset_revision,
+        recipe.sources,
+    )
 
 
 def _stored_rows(store: Path, sample: int) -> dict[str, torch.Tensor]:

@@ -26,18 +26,20 @@ def verify(
         typer.Option(help="With --recapture, which needs it: the model.", show_default="none"),
     ] = None,
     image_dir: Annotated[
-        Path | None,
+        list[str] | None,
         typer.Option(
-            help="With --recapture, which needs it: folder of the pictures.", show_default="none"
+            help="With --recapture: folder of the pictures, if there are any, as it takes it.",
+            show_default="none",
+            metavar="<path>",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="With --recapture: of the draw.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Check every checksum, row count and value; exit 1 naming the first thing wrong."""
-    if recapture and (model is None or image_dir is None):
-        raise typer.BadParameter("--recapture needs --model and --image-dir")
-    if not recapture and (model is not None or image_dir is not None):
+    if recapture and model is None:
+        raise typer.BadParameter("--recapture needs --model, and --image-dir if there are pictures")
+    if not recapture and (model is not None or image_dir):
         raise typer.BadParameter("--model and --image-dir go with --recapture")
     if recapture:
         need_extras("--recapture", "capture")

@@ -60,20 +60,19 @@ class SamplesAsked:
 NOTHING_ASKED = SamplesAsked()
 
 
-def picture_path(folder: Path, record: SampleRecord) -> Path:
-    """Return where the picture of a sample that has one lies.
+def picture_path(folder: Path, image: str) -> Path:
+    """Return where a picture lies.
 
     Raises:
         ActivationsError: its name leaves the folder.
     """
-    assert record.image is not None
-    check_relative_path(record.image)
-    return folder / record.image
+    check_relative_path(image)
+    return folder / image
 
 
-def has_picture(record: SampleRecord) -> bool:
-    """Whether a sample has a picture, which could be read when it was captured."""
-    return record.error is None and record.image is not None
+def picture_of(record: SampleRecord) -> str | None:
+    """Return the name of a sample's picture, where it has one that could be read."""
+    return record.image if record.error is None else None
 
 
 def picture_bytes(asked: SamplesAsked, records: Sequence[SampleRecord]) -> int:
@@ -88,15 +87,18 @@ def picture_bytes(asked: SamplesAsked, records: Sequence[SampleRecord]) -> int:
         return 0
     if not folder.is_dir():
         raise ActivationsError(f"the image folder {folder} does not exist")
-    sizes: dict[str | None, int] = {}
-    for record in filter(has_picture, records):
+    sizes: dict[str, int] = {}
+    for record in records:
+        image = picture_of(record)
+        if image is None:
+            continue
         if record.image_sha256 is None:
             raise ActivationsError(
                 f"the store has no checksum of the picture of sample {record.sample}, so that it "
                 "cannot be told from another: build without --embed-pictures"
             )
-        if record.image not in sizes:
-            path = picture_path(folder, record)
+        if image not in sizes:
+            path = picture_path(folder, image)
             with read_errors(path, "give --image-dir the folder that was captured"):
-                sizes[record.image] = path.stat().st_size
+                sizes[image] = path.stat().st_size
     return sum(sizes.values()) if asked.picture_size is None else 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from builder.samples.asked import has_picture, picture_path
+from builder.samples.asked import picture_of, picture_path
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files.read_errors import read_errors
 from llava_amber_activations.store.samples import SampleRecord
@@ -22,7 +22,7 @@ class Pictures:
     def __init__(self, folder: Path, size: int | None) -> None:
         self._folder = folder
         self._size = size
-        self._last: tuple[tuple[str | None, str | None], bytes] | None = None
+        self._last: tuple[tuple[str, str | None], bytes] | None = None
 
     def content(self, record: SampleRecord) -> bytes | None:
         """Return a sample's picture file, or a smaller JPEG; None where it has none to show.
@@ -30,15 +30,16 @@ class Pictures:
         Raises:
             ActivationsError: it is missing, or not the picture that was captured.
         """
-        if not has_picture(record):
+        image = picture_of(record)
+        if image is None:
             return None
-        which = record.image, record.image_sha256
+        which = image, record.image_sha256
         if self._last is None or self._last[0] != which:
-            self._last = which, self._read(record)
+            self._last = which, self._read(image, record)
         return self._last[1]
 
-    def _read(self, record: SampleRecord) -> bytes:
-        path = picture_path(self._folder, record)
+    def _read(self, image: str, record: SampleRecord) -> bytes:
+        path = picture_path(self._folder, image)
         with read_errors(path, "give --image-dir the folder that was captured"):
             content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != record.image_sha256:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
 from capture.commands.options import (
     Always,
+    AnswerColumn,
     BatchSize,
     ChunkSamples,
     Compile,
@@ -29,6 +31,7 @@ from capture.commands.options import (
     OutputDir,
     Pool,
     Positions,
+    PromptTemplate,
     QueryColumn,
     ReusePrefix,
     Revision,
@@ -36,10 +39,12 @@ from capture.commands.options import (
     Seed,
     Split,
     StoreDtype,
+    System,
     Transcoders,
+    Weight,
     XSite,
 )
-from capture.settings import CaptureSettings
+from capture.settings import NOT_GIVEN, PROMPT_TEMPLATES, CaptureSettings
 from llava_amber_activations.console.interruption import interruptible
 from llava_amber_activations.extras import need_extras
 from llava_amber_activations.formats.layers import DEFAULT_N_TARGETS, parse_layers
@@ -52,6 +57,8 @@ if TYPE_CHECKING:
 
 _ALL = "all"
 
+_T = TypeVar("_T")
+
 
 def capture_command(
     model: Model,
@@ -59,8 +66,12 @@ def capture_command(
     output_dir: OutputDir,
     image_dir: ImageDir = None,
     split: Split = None,
-    image_column: ImageColumn = "image",
-    query_column: QueryColumn = "query",
+    image_column: ImageColumn = None,
+    query_column: QueryColumn = None,
+    answer_column: AnswerColumn = None,
+    prompt_template: PromptTemplate = None,
+    system: System = None,
+    weight: Weight = None,
     n_targets: NTargets = DEFAULT_N_TARGETS,
     layers: Layers = _ALL,
     positions: Positions = "last",
@@ -85,21 +96,39 @@ def capture_command(
     device_map: DeviceMap = None,
     force: Force = False,
 ) -> None:
-    """Run a model over a query file and keep its activations in a capture store.
+    """Run a model over a benchmark and keep its activations in a capture store.
 
     Run again after an interruption, it makes only what is missing. With `accelerate launch` (or
     torchrun), the chunks are shared among the processes.
     """
     if max_new_tokens is not None and positions != "generated":
         raise typer.BadParameter("--max-new-tokens goes with --positions generated")
+    if answer_column is not None and positions == "generated":
+        raise typer.BadParameter(
+            "--answer-column gives the model its answers, and --positions generated has it write "
+            "them: leave one of them out"
+        )
+    n_asked = len(dataset)
+    if weight and n_asked == 1:
+        raise typer.BadParameter("--weight goes with several --dataset: one alone has no share")
+    if unknown := set(prompt_template or ()) - set(PROMPT_TEMPLATES):
+        raise typer.BadParameter(
+            f"--prompt-template is {' or '.join(PROMPT_TEMPLATES)}, not '{unknown.pop()}'"
+        )
+    folders = _given("--image-dir", image_dir, n_asked)
     need_extras("capture", "capture")
     settings = CaptureSettings(
         model=model,
-        dataset=dataset,
-        image_dir=image_dir,
-        split=split,
-        image_column=image_column,
-        query_column=query_column,
+        dataset=tuple(dataset),
+        image_dir=tuple(None if folder is None else Path(folder) for folder in folders),
+        split=_given("--split", split, n_asked),
+        # Of the pictures, to be left aside is something else than to be taken where they are.
+        image_column=_counted("--image-column", image_column, n_asked) or (None,),
+        query_column=_given("--query-column", query_column, n_asked),
+        answer_column=_given("--answer-column", answer_column, n_asked),
+        prompt_template=_counted("--prompt-template", prompt_template, n_asked) or ("chat",),
+        weight=_counted("--weight", weight, n_asked) or (None,),
+        system=system,
         output_dir=output_dir,
         n_targets=n_targets,
         layers=_kept_layers(layers),
@@ -182,6 +211,21 @@ def _kept(store: Path) -> str:
     total = len(recipe_chunks(recipe))
     made = total - len(missing_chunks(store, recipe))
     return f"{made} of {total} chunks are kept in {store}, and the same command makes the rest"
+
+
+def _given(option: str, values: list[str] | None, n_asked: int) -> tuple[str | None, ...]:
+    """Return an option's values, one for all datasets or one for each; None where there is none."""
+    counted = _counted(option, values, n_asked)
+    return tuple(None if value == NOT_GIVEN else value for value in counted) or (None,)
+
+
+def _counted(option: str, values: Sequence[_T] | None, n_asked: int) -> tuple[_T, ...]:
+    if values and len(values) not in (1, n_asked):
+        raise typer.BadParameter(
+            f"{option} is given {len(values)} times, and --dataset {n_asked}: give it once for "
+            "all, or once for each in their order"
+        )
+    return tuple(values or ())
 
 
 def _kept_layers(text: str) -> tuple[int, ...] | None:

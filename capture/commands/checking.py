@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from capture.settings import NOT_GIVEN
 from llava_amber_activations.cli.command_line import AsJson
 from llava_amber_activations.extras import need_extras
 
@@ -16,7 +17,16 @@ from llava_amber_activations.extras import need_extras
 def recapture_command(
     store: Annotated[Path, typer.Argument(help="Finished capture store.")],
     model: Annotated[str, typer.Option(help="Model: an id on the Hub, or a folder.")],
-    image_dir: Annotated[Path, typer.Option(help="Folder that holds the samples' pictures.")],
+    image_dir: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Folder that holds the samples' pictures, if they have any; of a mixture, one for "
+            f"all, or one for each dataset in the order of the capture, {NOT_GIVEN} where one has "
+            "none.",
+            show_default="none",
+            metavar="<path>",
+        ),
+    ] = None,
     samples: Annotated[int, typer.Option(min=1, help="How many, drawn at random.")] = 3,
     seed: Annotated[int, typer.Option(min=0, help="Of the draw.")] = 0,
     as_json: AsJson = False,
@@ -25,7 +35,8 @@ def recapture_command(
     need_extras("recapture", "capture")
     from capture.beforehand import check_recapture
 
-    check_recapture(store, model, image_dir)
+    folders = tuple(None if each == NOT_GIVEN else Path(each) for each in image_dir or ())
+    check_recapture(store, model, folders)
     from accelerate import PartialState
 
     from capture.recapture import recapture
@@ -33,7 +44,7 @@ def recapture_command(
     again = recapture(
         store,
         model=model,
-        image_dir=image_dir,
+        image_dir=folders[0] if len(folders) == 1 else folders or None,
         n_samples=samples,
         seed=seed,
         device=PartialState().device,

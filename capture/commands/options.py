@@ -12,33 +12,83 @@ from capture.settings import (
     CHUNK_SAMPLES_LAST,
     DEFAULT_MAX_NEW_TOKENS,
     MOST_WORKERS,
+    NOT_GIVEN,
+    PROMPT_TEMPLATES,
 )
 from llava_amber_activations.formats import recipe
 from llava_amber_activations.formats.dtypes import DType
 
 Model = Annotated[str, typer.Option(help="Model: an id on the Hub, or a folder.")]
 Dataset = Annotated[
-    str,
+    list[str],
     typer.Option(
         help='Query file, [{"id": 1, "image": "1.jpg", "query": "…"}, …] or JSON lines of the '
-        "same; or hf:NAME, a dataset with pictures in it."
+        "same; or hf:NAME, a dataset. An entry without image is a text alone; one may have "
+        'messages, turns of {"role", "content"}, in the place of query. Given several times, the '
+        "samples are mixed in one store; the options of a dataset are then given once for all, or "
+        f"once for each in the same order, {NOT_GIVEN} where one has none."
+    ),
+]
+Weight = Annotated[
+    list[float] | None,
+    typer.Option(
+        help="Share of each of several datasets. As many samples are taken as the shares allow "
+        "without taking one twice, each dataset's in its own order, and any beginning of them has "
+        "about these shares.",
+        show_default="all samples of each",
     ),
 ]
 OutputDir = Annotated[
     Path, typer.Option(help="Capture store to begin, to go on with, or to finish.")
 ]
 ImageDir = Annotated[
-    Path | None,
+    list[str] | None,
     typer.Option(
-        help="Folder that holds the query file's pictures, which needs it.",
+        help="Folder that holds the query file's pictures, which needs it if it names any.",
         show_default="none",
+        metavar="<path>",
     ),
 ]
 Split = Annotated[
-    str | None, typer.Option(help="With hf:NAME: the split.", show_default="the first")
+    list[str] | None, typer.Option(help="With hf:NAME: the split.", show_default="the first")
 ]
-ImageColumn = Annotated[str, typer.Option(help="With hf:NAME: the pictures.")]
-QueryColumn = Annotated[str, typer.Option(help="With hf:NAME: the queries.")]
+ImageColumn = Annotated[
+    list[str] | None,
+    typer.Option(
+        help=f"Column of the pictures, or key of their names; {NOT_GIVEN} leaves them aside.",
+        show_default="image, where there is one",
+    ),
+]
+QueryColumn = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Column or key of the queries: texts, or lists of turns.", show_default="query"
+    ),
+]
+AnswerColumn = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Column or key of answers, which the model is given to read after its prompt; of a "
+        "list of several, the first.",
+        show_default="none",
+    ),
+]
+PromptTemplate = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="chat asks each query in a user's turn of the model's chat template; none gives it to "
+        "the model as it is, for plain text.",
+        show_default="chat",
+        metavar=f"<{'|'.join(PROMPT_TEMPLATES)}>",
+    ),
+]
+System = Annotated[
+    str | None,
+    typer.Option(
+        help="Text of the system's turn of every chat that has none of its own.",
+        show_default="none",
+    ),
+]
 NTargets = Annotated[
     int, typer.Option(min=1, help="MLP outputs that `build` gives each layer as targets.")
 ]
@@ -50,7 +100,12 @@ Layers = Annotated[
     ),
 ]
 Positions = Annotated[
-    recipe.Positions, typer.Option(help="Which token positions of each sample are kept.")
+    recipe.Positions,
+    typer.Option(
+        help="Which token positions of each sample are kept: the last of what is read, all, those "
+        "of the picture, of the rest of the prompt (text), of the response that the model writes "
+        "(generated), or of the answer that it is given (answer)."
+    ),
 ]
 XSite = Annotated[
     recipe.XSite,

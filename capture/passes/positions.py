@@ -11,6 +11,7 @@ import torch
 from capture.patches.layouts import PatchPlaces
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.formats.columns import (
+    ANSWER,
     GENERATED,
     IMAGE_PATCH,
     KIND,
@@ -19,6 +20,7 @@ from llava_amber_activations.formats.columns import (
     PATCH_ROW,
     POSITION,
     SAMPLE,
+    SYSTEM,
     TEXT,
     TILE,
     TOKEN_ID,
@@ -31,7 +33,8 @@ class PositionChoice:
 
     Attributes:
         mode: `last` (the last token), `all`, `image` (the picture's patches), `text` (the rest of
-            the prompt) or `generated` (the response).
+            the prompt, the system's turn included), `generated` (the response) or `answer` (the
+            answer that was given to read).
         sample_positions: draw so many of them from each sample, where it has more; all if None.
         seed: of the draw.
         always: `last` keeps the last token beside them, which the draw does not count.
@@ -65,14 +68,19 @@ def select_rows(
     image_token_id: int,
     prompt_lengths: Sequence[int] | None = None,
     patches: PatchPlaces | None = None,
+    *,
+    after: int = GENERATED,
+    system: Sequence[range] = (),
 ) -> ChosenRows:
     """Choose the rows of a batch that is padded on the right; padding is never chosen.
 
     Args:
         inputs: with `input_ids` and `attention_mask`, int64 [batch, T], on the CPU.
         samples: number of each element's sample.
-        prompt_lengths: tokens of each element's prompt; those after it are its response. Where it
-            is None, every token is the prompt's.
+        prompt_lengths: tokens of each element's prompt; those after it are its response, or its
+            answer. Where it is None, every token is the prompt's.
+        after: kind of those after the prompt.
+        system: positions of each element's system's turn; none has one where it is empty.
         patches: where those of each element's picture lie; where it is None, nobody knows.
 
     Raises:
@@ -81,9 +89,11 @@ def select_rows(
     ids, real = inputs["input_ids"], inputs["attention_mask"].bool()
     kind = torch.full_like(ids, TEXT)
     kind[ids == image_token_id] = IMAGE_PATCH
+    for row, span in zip(kind, system, strict=bool(system)):
+        row[span.start : span.stop] = SYSTEM
     if prompt_lengths is not None:
-        generated = torch.arange(ids.shape[1]) >= torch.tensor(prompt_lengths)[:, None]
-        kind[generated] = GENERATED
+        is_after = torch.arange(ids.shape[1]) >= torch.tensor(prompt_lengths)[:, None]
+        kind[is_after] = after
     chosen = _chosen(kind, real, choice.mode)
     if choice.sample_positions is not None:
         _draw(chosen, samples, choice.sample_positions, choice.seed)
@@ -114,14 +124,18 @@ def _chosen(kind: torch.Tensor, real: torch.Tensor, mode: str) -> torch.Tensor:
     if mode == "image":
         return real & (kind == IMAGE_PATCH)
     if mode == "text":
-        return real & (kind == TEXT)
+        return real & ((kind == TEXT) | (kind == SYSTEM))
     if mode == "generated":
         return real & (kind == GENERATED)
+    if mode == "answer":
+        return real & (kind == ANSWER)
     if mode == "last":
         chosen = torch.zeros_like(real)
         chosen[torch.arange(len(real)), real.sum(dim=1) - 1] = True
         return chosen
-    raise ActivationsError(f"positions must be last, all, image, text or generated, not {mode!r}")
+    raise ActivationsError(
+        f"positions must be last, all, image, text, generated or answer, not {mode!r}"
+    )
 
 
 def _draw(chosen: torch.Tensor, samples: Sequence[int], count: int, seed: int) -> None:

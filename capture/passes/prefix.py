@@ -20,13 +20,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from capture.model.load import CaptureModel
 from capture.model.taps import Taps
 from capture.model.tolerance import relative_errors, root_mean_square, tolerance
-from capture.passes.inputs import make_inputs, token_ids
+from capture.passes.inputs import answer_ids, make_inputs, system_spans, token_ids
 from capture.passes.logprobs import read_logprobs
 from capture.passes.positions import ChosenRows, PositionChoice, select_rows
 from capture.patches.layouts import PatchPlaces, patch_places
 from capture.samples.pictures import Picture
 from capture.samples.queries import Query
-from llava_amber_activations.formats.columns import LOGPROB, POSITION
+from llava_amber_activations.formats.columns import ANSWER, LOGPROB, POSITION
 
 # The key/value cache among a model's arguments and outputs: transformers calls it so from 5.24 on,
 # and announces that 5.40 no longer knows the older name.
@@ -41,9 +41,11 @@ class PrefixedInputs:
         queries: in the order of `ids`.
         prefix: the model's inputs for the prefixes, one a picture: `input_ids` [pictures, C].
         picture: int64 [batch], whose prefix a query goes on from.
-        ids: int64 [batch, T], the whole prompts, padded on the right.
+        ids: int64 [batch, T], the whole prompts and their answers to read, padded on the right.
         mask: int64 [batch, T], 1 where `ids` is no padding.
         patches: where those of the pictures lie.
+        prompt_lengths: tokens of each prompt.
+        system: positions of each prompt's system's turn, as `select_rows` takes them.
     """
 
     queries: tuple[Query, ...]
@@ -52,6 +54,8 @@ class PrefixedInputs:
     ids: torch.Tensor
     mask: torch.Tensor
     patches: PatchPlaces
+    prompt_lengths: Sequence[int]
+    system: Sequence[range]
 
     @property
     def length(self) -> int:
@@ -89,7 +93,7 @@ def make_prefixed_inputs(
     firsts = [queries[0] for queries, _ in groups]
     inputs = make_inputs(processor, firsts, [picture for _, picture in groups])
     tails = [
-        [_tail(token_ids(processor, query.query), image_token_id) for query in queries]
+        [_tail(token_ids(processor, query.chat), image_token_id) for query in queries]
         for queries, _ in groups
     ]
     whole = inputs["attention_mask"].sum(dim=1).tolist()
@@ -115,6 +119,13 @@ def make_prefixed_inputs(
         for number, group in enumerate(tails)
         for tail in group
     ]
+    queries = [query for same, _ in groups for query in same]
+    prompt_lengths = [len(prompt) for prompt in prompts]
+    answers = answer_ids(processor, (query.answer for query in queries if query.answer is not None))
+    prompts = [
+        prompt if query.answer is None else prompt + answers[query.answer]
+        for prompt, query in zip(prompts, queries, strict=True)
+    ]
     longest = max(map(len, prompts))
     padded = [
         prompt + [processor.tokenizer.pad_token_id] * (longest - len(prompt)) for prompt in prompts
@@ -123,12 +134,14 @@ def make_prefixed_inputs(
     counts = torch.tensor([len(group) for group in tails])
     return [
         PrefixedInputs(
-            queries=tuple(query for queries, _ in groups for query in queries),
+            queries=tuple(queries),
             prefix=prefix,
             picture=torch.arange(len(groups)).repeat_interleave(counts),
             ids=torch.tensor(padded),
             mask=torch.tensor(masks),
             patches=patches,
+            prompt_lengths=prompt_lengths,
+            system=system_spans(processor, queries, prompt_lengths, image_token_id),
         )
     ]
 
@@ -156,7 +169,9 @@ def run_prefixed(
     """
     samples = [query.sample for query in inputs.queries]
     rows = select_rows(
-        *(inputs.described(), samples, choice, model.image_token_id),
+        *(inputs.described(), samples, choice, model.image_token_id, inputs.prompt_lengths),
+        after=ANSWER,
+        system=inputs.system,
         patches=inputs.patches.of(inputs.picture),
     )
     position = rows.columns[POSITION].to(torch.int64)
@@ -212,7 +227,7 @@ def prefix_problem(model: CaptureModel, dtype: str) -> str | None:
     gradient = Image.linear_gradient("L").resize((96, 64))
     picture = Picture(Image.merge("RGB", (gradient, gradient.rotate(90), gradient)), "")
     choice = PositionChoice("all")
-    ids = [token_ids(model.processor, query.query) for query in queries]
+    ids = [token_ids(model.processor, query.chat) for query in queries]
     starts = {prefix_ids(one, model.image_token_id) for one in ids}
     if len(starts) > 1 or None in starts:
         return "the prompt does not begin with the picture"

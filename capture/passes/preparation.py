@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from capture.passes.inputs import make_inputs
+from capture.passes.generation import append_responses
+from capture.passes.inputs import answer_ids, make_inputs, system_spans
 from capture.passes.prefix import PrefixedInputs, make_prefixed_inputs, prefix_ids
 from capture.passes.prompts import Prompts, too_long
 from capture.patches.layouts import PatchPlaces, patch_places
@@ -47,8 +48,10 @@ class PreparedBatch:
 
     Attributes:
         queries: those whose pictures could be read.
-        inputs: of the model, padded on the right; None where no picture could be read, and where
-            prefixes are shared.
+        inputs: of the model, answers to read included, padded on the right; None where no picture
+            could be read, and where prefixes are shared.
+        prompt_lengths: tokens of each prompt in `inputs`; None where no answer follows one.
+        system: positions of each prompt's system's turn, as `select_rows` takes them.
         prefixed: the inputs where prefixes are shared.
         generation_inputs: the same, padded on the left, where responses are wanted.
         patches: where those of the pictures of `inputs` lie.
@@ -59,6 +62,8 @@ class PreparedBatch:
     plan: PlannedBatch
     queries: tuple[Query, ...] = ()
     inputs: dict[str, torch.Tensor] | None = None
+    prompt_lengths: Sequence[int] | None = None
+    system: Sequence[range] = ()
     prefixed: tuple[PrefixedInputs, ...] = ()
     generation_inputs: dict[str, torch.Tensor] | None = None
     patches: PatchPlaces | None = None
@@ -87,19 +92,28 @@ def plan_batches(
     pictures: dict[Any, list[Query]] = {}
     if share_prefixes_of is not None:
         for query in queries:
-            start = prefix_ids(ids[query.query], share_prefixes_of)
+            start = prefix_ids(ids[query.sample], share_prefixes_of)
             if start is not None:
-                pictures.setdefault((query.image, start), []).append(query)
+                pictures.setdefault((query.picture, start), []).append(query)
     groups = [group for group in pictures.values() if len(group) > 1]
     shared = {query.sample for group in groups for query in group}
     alone = [query for query in queries if query.sample not in shared]
-    alone.sort(key=lambda query: len(ids[query.query]))
-    cut = range(0, len(alone), batch_size)
+    alone.sort(key=lambda query: (_kind(query), prompts.n_read(query)))
+    alike = [list(same) for _, same in groupby(alone, key=_kind)]
     return [
         *(PlannedBatch(chunk, batch, shared=True) for batch in _packed(groups, batch_size)),
-        *(PlannedBatch(chunk, tuple(alone[start : start + batch_size])) for start in cut),
+        *(
+            PlannedBatch(chunk, tuple(same[start : start + batch_size]))
+            for same in alike
+            for start in range(0, len(same), batch_size)
+        ),
         *([_unusable(chunk, refused, prompts)] if refused else []),
     ]
+
+
+def _kind(query: Query) -> tuple[bool, bool]:
+    """Return what the samples of one batch have in common: processors take no mixture of them."""
+    return query.image is None, query.is_raw
 
 
 def _unusable(chunk: int, queries: tuple[Query, ...], prompts: Prompts) -> PlannedBatch:
@@ -148,11 +162,12 @@ class _Preparation(Dataset[PreparedBatch]):
         plan = self._plans[number]
         if plan.unusable:
             return PreparedBatch(plan, skipped=dict(plan.unusable))
-        pictures: dict[Query, Picture] = {}
+        pictures: dict[Query, Picture | None] = {}
         skipped: dict[int, str] = {}
         for query in plan.queries:
             try:
-                pictures[query] = read_picture(self._source, query)
+                has_picture = query.image is not None
+                pictures[query] = read_picture(self._source, query) if has_picture else None
             except ActivationsError as error:
                 skipped[query.sample] = str(error)
         try:
@@ -168,7 +183,10 @@ class _Preparation(Dataset[PreparedBatch]):
         return self._prepared(plan, pictures, skipped)
 
     def _prepared(
-        self, plan: PlannedBatch, pictures: Mapping[Query, Picture], skipped: dict[int, str]
+        self,
+        plan: PlannedBatch,
+        pictures: Mapping[Query, Picture | None],
+        skipped: dict[int, str],
     ) -> PreparedBatch:
         """Make the inputs of a batch.
 
@@ -177,11 +195,12 @@ class _Preparation(Dataset[PreparedBatch]):
         """
         if not pictures:
             return PreparedBatch(plan, skipped=skipped)
-        digests = {query.sample: picture.sha256 for query, picture in pictures.items()}
+        read = {query: picture for query, picture in pictures.items() if picture is not None}
+        digests = {query.sample: picture.sha256 for query, picture in read.items()}
         if plan.shared:
             groups = [
-                (same, pictures[same[0]])
-                for _, group in groupby(pictures, key=lambda query: query.image)
+                (same, read[same[0]])
+                for _, group in groupby(read, key=lambda query: query.picture)
                 for same in [list(group)]
             ]
             prefixed = tuple(make_prefixed_inputs(self._processor, groups, self._image_token_id))
@@ -189,11 +208,19 @@ class _Preparation(Dataset[PreparedBatch]):
             queries = tuple(query for part in prefixed for query in part.queries)
             return PreparedBatch(plan, queries, prefixed=prefixed, digests=digests, skipped=skipped)
         queries = tuple(pictures)
-        images = list(pictures.values())
+        images = list(read.values())
         inputs = make_inputs(self._processor, queries, images)
-        self._check_length([inputs["attention_mask"]])
         sizes = [(picture.image.height, picture.image.width) for picture in images]
         patches = patch_places(self._processor, inputs, sizes, self._image_token_id)
+        lengths = inputs["attention_mask"].sum(dim=1).tolist()
+        system = system_spans(self._processor, queries, lengths, self._image_token_id)
+        given = [query.answer for query in queries if query.answer is not None]
+        if given:
+            of_text = answer_ids(self._processor, given)
+            answers = [[] if query.answer is None else of_text[query.answer] for query in queries]
+            pad = self._processor.tokenizer.pad_token_id
+            inputs, lengths = append_responses(inputs, answers, pad)
+        self._check_length([inputs["attention_mask"]])
         left = None
         if self._for_generation:
             left = make_inputs(self._processor, queries, images, padding_side="left")
@@ -201,6 +228,8 @@ class _Preparation(Dataset[PreparedBatch]):
             plan=plan,
             queries=queries,
             inputs=inputs,
+            prompt_lengths=lengths if given else None,
+            system=system,
             generation_inputs=left,
             patches=patches,
             digests=digests,
@@ -212,18 +241,25 @@ class _Preparation(Dataset[PreparedBatch]):
             if self._most_tokens is not None and mask.sum(dim=1).max() > self._most_tokens:
                 raise ValueError("a prompt is too long")
 
-    def _problem(self, query: Query, picture: Picture) -> str | None:
+    def _problem(self, query: Query, picture: Picture | None) -> str | None:
         """Say why a sample cannot be prepared, by preparing it alone; None where it can."""
+        images = [] if picture is None else [picture]
         try:
-            inputs = make_inputs(self._processor, [query], [picture])
+            inputs = make_inputs(self._processor, [query], images)
         except _PROCESSOR_ERRORS as error:
             reason = " ".join(str(error).split())[:200]
+            what = (
+                f"the text of sample {query.sample}, which has no picture,"
+                if picture is None
+                else f"the image {self._source.name(query)} of sample {query.sample}"
+            )
             return (
-                f"the image {self._source.name(query)} of sample {query.sample} is none that the "
-                f"model's processor takes ({type(error).__name__}: {reason}): give another one, or "
-                "leave the sample out with --on-error skip"
+                f"{what} is none that the model's processor takes ({type(error).__name__}: "
+                f"{reason}): give another one, or leave the sample out with --on-error skip"
             )
         n_tokens = int(inputs["attention_mask"].sum())
+        if query.answer is not None:
+            n_tokens += len(answer_ids(self._processor, [query.answer])[query.answer])
         if self._most_tokens is not None and n_tokens > self._most_tokens:
             return too_long(query, n_tokens, self._most_tokens)
         return None

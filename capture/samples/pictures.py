@@ -55,7 +55,7 @@ class FolderPictures:
 
     def name(self, query: Query) -> str:
         """Return the file's path."""
-        return str(self.folder / query.image)
+        return str(self.folder / str(query.image))
 
 
 def read_picture(source: PictureSource, query: Query) -> Picture:
@@ -73,7 +73,7 @@ def read_picture(source: PictureSource, query: Query) -> Picture:
 
 
 def image_path(image_dir: Path, query: Query) -> Path:
-    """Return the path of a sample's picture, inside `image_dir`.
+    """Return the path of the picture of a sample that has one, inside `image_dir`.
 
     The check is on the name alone: a query file comes from elsewhere and must not choose a path,
     but a link that the user has put into the folder may point wherever they like.
@@ -81,22 +81,26 @@ def image_path(image_dir: Path, query: Query) -> Path:
     Raises:
         ActivationsError: the name is absolute, climbs out of the folder, or is none.
     """
-    if "\0" in query.image:
+    image = str(query.image)
+    if "\0" in image:
         raise ActivationsError(
-            f"the image {query.image!r} of sample {query.sample} has a NUL character in its name, "
+            f"the image {image!r} of sample {query.sample} has a NUL character in its name, "
             "which no file can have"
         )
-    for flavour in (PurePosixPath(query.image), PureWindowsPath(query.image)):
+    for flavour in (PurePosixPath(image), PureWindowsPath(image)):
         if flavour.is_absolute() or flavour.drive or ".." in flavour.parts or not flavour.parts:
             raise ActivationsError(
-                f"the image '{query.image}' of sample {query.sample} leaves the image folder "
+                f"the image '{image}' of sample {query.sample} leaves the image folder "
                 f"{image_dir}: name pictures by their path inside it"
             )
-    return image_dir / query.image
+    return image_dir / image
 
 
 def check_images(queries: Sequence[Query], image_dir: Path) -> None:
     """Check that every picture is there and can be used, by its header, before hours are spent.
+
+    Args:
+        queries: that have pictures.
 
     Raises:
         ActivationsError: the first picture that is missing, outside the folder, unreadable or
@@ -104,7 +108,7 @@ def check_images(queries: Sequence[Query], image_dir: Path) -> None:
     """
     if not image_dir.is_dir():
         raise ActivationsError(f"the image folder {image_dir} does not exist")
-    checked: set[str] = set()
+    checked: set[str | None] = set()
     for query in queries:
         if query.image in checked:
             continue

@@ -23,7 +23,9 @@ from capture.samples.queries import Query
 from capture.settings import CaptureSettings
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.formats.columns import (
+    ANSWER,
     EXTRA_ROW_TENSORS,
+    GENERATED,
     LOGPROB,
     OPTIONAL_ROW_TENSORS,
     ROW_TENSORS,
@@ -131,12 +133,13 @@ def run_batch(
             parts.append((gathered, replace(rows, element=rows.element + start)))
             start += len(part.queries)
         ids = [one for part in prepared.prefixed for one in _unpadded(part.ids, part.mask)]
+        starts = [start for part in prepared.prefixed for start in part.prompt_lengths]
         found = _gathered(prepared, parts, taps.layers, model, settings, encoders)
-        return replace(found, token_ids=ids)
+        return replace(found, token_ids=ids, prompt_lengths=starts)
     if inputs is None:
         return GatheredBatch(prepared)
     samples = [query.sample for query in prepared.queries]
-    lengths: list[int] | None = None
+    lengths, after = prepared.prompt_lengths, ANSWER
     responses: dict[int, str] = {}
     if prepared.generation_inputs is not None and settings.response_tokens is not None:
         ids = generate_responses(
@@ -148,10 +151,14 @@ def run_batch(
             on_answers,
         )
         inputs, lengths = append_responses(inputs, ids, model.pad_token_id)
+        after = GENERATED
         texts = model.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
         responses = {sample: text.strip() for sample, text in zip(samples, texts, strict=True)}
     rows = select_rows(
-        inputs, samples, choice, model.image_token_id, lengths, patches=prepared.patches
+        *(inputs, samples, choice, model.image_token_id, lengths),
+        after=after,
+        system=prepared.system,
+        patches=prepared.patches,
     )
     with taps.aimed(rows.flat, model.device) as gathered:
         output = model.body(**model.on_device(inputs), use_cache=False)
@@ -180,7 +187,9 @@ def to_host(gathered: GatheredBatch, model: CaptureModel) -> CapturedBatch:
         gathered.columns,
         gathered.responses,
         # While the device computes.
-        _asked(prepared.queries, gathered.token_ids, model, gathered.prompt_lengths),
+        _asked(
+            prepared.queries, gathered.token_ids, model, gathered.prompt_lengths, gathered.responses
+        ),
         features,
         finite,
     )
@@ -196,14 +205,15 @@ def _asked(
     token_ids: Sequence[Sequence[int]],
     model: CaptureModel,
     prompt_lengths: Sequence[int] | None = None,
+    responses: Container[int] = (),
 ) -> dict[int, Asked]:
     tokenizer, image_token_id = model.processor.tokenizer, model.image_token_id
     starts: Sequence[int | None] = prompt_lengths or [None] * len(queries)
     return {
         query.sample: Asked(
-            render_prompt(model.processor, query.query),
+            render_prompt(model.processor, query.chat),
             Tokens.of(token_pieces(tokenizer, ids, image_token_id)),
-            start,
+            start if query.answer is not None or query.sample in responses else None,
         )
         for query, ids, start in zip(queries, token_ids, starts, strict=True)
     }

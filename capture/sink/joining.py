@@ -161,6 +161,9 @@ def _records(
             n_rows=n_rows[query.sample],
             error=skipped.get(query.sample),
             response=responses.get(query.sample),
+            source=query.source,
+            history=query.history or None,
+            answer=query.answer,
             **(vars(asked[query.sample]) if query.sample in asked else {}),
         )
         for query in queries

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,11 +11,15 @@ import torch
 
 from capture.model.load import CaptureModel
 from capture.model.transcoders import checkpoints_sha256
-from capture.passes.inputs import QUERY_PLACEHOLDER, render_prompt
+from capture.passes.inputs import placeholder_chat, render_prompt
+from capture.samples.benchmark import Benchmark
+from capture.samples.chats import Chat
+from capture.samples.queries import Query
 from capture.settings import CaptureSettings
 from capture.sink.chunk import extra_row_tensors
-from capture.sink.settled import asked_fields
+from capture.sink.settled import asked_fields, benchmark_fields
 from llava_amber_activations.files.checksums import files_sha256
+from llava_amber_activations.formats.columns import SOURCE
 from llava_amber_activations.formats.layers import LayerWindow
 from llava_amber_activations.formats.recipe import Recipe
 
@@ -27,10 +31,8 @@ def make_recipe(
     settings: CaptureSettings,
     model: CaptureModel,
     dtype: str,
-    n_samples: int,
-    queries_sha256: str | None,
+    benchmark: Benchmark,
     *,
-    dataset_revision: str | None = None,
     weights_sha256: str | None = None,
     reuse_prefix: bool = False,
 ) -> Recipe:
@@ -38,7 +40,7 @@ def make_recipe(
 
     Args:
         dtype: what the model computes in.
-        n_samples, queries_sha256, dataset_revision: of the input.
+        benchmark: of the samples, in the order of the capture.
         weights_sha256: of a local model (`local_weights_sha256`).
         reuse_prefix: whether queries on one picture share its prefix.
     """
@@ -51,23 +53,33 @@ def make_recipe(
         dtype=dtype,
         store_dtype=settings.store_dtype or dtype,
         transcoders_sha256=checkpoints_sha256(settings.transcoders),
-        prompt=render_prompt(model.processor, QUERY_PLACEHOLDER),
+        prompt=render_prompt(model.processor, _asked(benchmark.queries, settings.system)),
         n_layers=n_layers,
         hidden_size=model.decoder.hidden_size,
-        queries_sha256=queries_sha256,
-        dataset_revision=dataset_revision,
-        n_samples=n_samples,
+        **benchmark_fields(benchmark),
         image_processor=model.image_processor,
         device=device_names(parameter.device for parameter in model.whole.parameters()),
         reuse_prefix=reuse_prefix,
         sites=model.decoder.sites(settings.x_site),
-        extra_columns=extra_row_tensors(model, settings),
+        extra_columns=(
+            *([] if benchmark.sources is None else [SOURCE]),
+            *extra_row_tensors(model, settings),
+        ),
         # torch's own version says which CUDA it was built for, where its package's does not.
         versions={
             "torch": str(torch.__version__),
             **{name: version(name) for name in _VERSIONS_THAT_DECIDE_VALUES},
         },
     )
+
+
+def _asked(queries: Sequence[Query], system: str | None) -> Chat:
+    """Return the chat whose prompt a recipe shows: with a picture where any sample has one."""
+    asked = [query for query in queries if not query.is_raw]
+    if not asked:
+        return placeholder_chat(is_raw=True, has_picture=False)
+    has_picture = any(query.image is not None for query in asked)
+    return placeholder_chat(has_picture=has_picture, system=system)
 
 
 def device_names(devices: Iterable[torch.device]) -> str:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from capture.samples.benchmark import Benchmark
+from capture.samples.benchmark import Benchmark, benchmark_name
 from capture.settings import CaptureSettings
 from llava_amber_activations.errors import ActivationsError
-from llava_amber_activations.formats.recipe import HF_PREFIX, Recipe
+from llava_amber_activations.formats.recipe import Recipe
 from llava_amber_activations.formats.version import FORMAT_VERSION
 from llava_amber_activations.store.layout import is_store, read_recipe, write_recipe
+
+# Of several query files and datasets, as of several columns, a recipe has one text.
+BETWEEN_NAMES = " + "
 
 
 def asked_fields(settings: CaptureSettings, n_layers: int) -> dict[str, Any]:
@@ -20,7 +24,8 @@ def asked_fields(settings: CaptureSettings, n_layers: int) -> dict[str, Any]:
     Args:
         n_layers: of the model. All of them, named one by one, are as if none were.
     """
-    name = str(settings.dataset)
+    asked = settings.benchmarks
+    columns = dict.fromkeys(each.answer_column for each in asked if each.answer_column)
     is_whole = settings.layers == tuple(range(n_layers))
     return {
         "model": settings.model,
@@ -33,11 +38,23 @@ def asked_fields(settings: CaptureSettings, n_layers: int) -> dict[str, Any]:
         "max_new_tokens": settings.response_tokens,
         "pool": None if settings.transcoders is None else settings.pool,
         "n_targets": settings.n_targets,
-        "benchmark": name if name.startswith(HF_PREFIX) else Path(name).name,
+        "benchmark": BETWEEN_NAMES.join(map(benchmark_name, asked)),
+        "answer_column": BETWEEN_NAMES.join(columns) or None,
+        "system": settings.system,
         "chunk_samples": settings.samples_per_chunk,
         "batch_size": settings.batch_size,
         "auto_batch_size": settings.batch_size is None,
         "compile": settings.compile,
+    }
+
+
+def benchmark_fields(benchmark: Benchmark) -> dict[str, Any]:
+    """Return the fields of a recipe that the samples decide."""
+    return {
+        "queries_sha256": benchmark.queries_sha256,
+        "dataset_revision": benchmark.dataset_revision,
+        "n_samples": len(benchmark.queries),
+        "sources": benchmark.sources,
     }
 
 
@@ -53,12 +70,13 @@ def check_begun(settings: CaptureSettings, benchmark: Benchmark) -> None:
     begun = read_recipe(store)
     found = {
         **asked_fields(settings, begun.n_layers),
-        "queries_sha256": benchmark.queries_sha256,
-        "dataset_revision": benchmark.dataset_revision,
-        "n_samples": len(benchmark.queries),
+        **benchmark_fields(benchmark),
     }
+    # As the recipe's file has them.
     if found["layers"] is not None:
         found["layers"] = list(found["layers"])
+    if found["sources"] is not None:
+        found["sources"] = list(map(asdict, found["sources"]))
     if settings.dtype is not None:
         found["dtype"] = settings.dtype
     if settings.store_dtype or settings.dtype:

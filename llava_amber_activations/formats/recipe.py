@@ -46,6 +46,9 @@ class RecipeSource:
             them.
         n_samples: how many samples of the capture are its.
         weight: its share beside the others', where shares were asked for.
+        answer_column: as the recipe of a capture of it alone has it.
+        prompt_template: "chat" where its texts were asked by the model's chat template, "none"
+            where they were read as they are.
     """
 
     name: str
@@ -54,6 +57,8 @@ class RecipeSource:
     n_samples: int
     dataset_revision: str | None = None
     weight: float | None = None
+    answer_column: str | None = None
+    prompt_template: str = "chat"
 
     def __post_init__(self) -> None:
         check_number("n_samples", self.n_samples, 0, INT32_MAX)

@@ -13,13 +13,20 @@ from typing import Any, overload
 
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files.read_errors import read_errors
-from llava_amber_activations.parsing.checked_values import INT32_MAX, check_number, check_sha256
+from llava_amber_activations.parsing.checked_values import (
+    INT32_MAX,
+    check_choice,
+    check_number,
+    check_sha256,
+)
 from llava_amber_activations.parsing.typed_json import parse_json_object, read_object
 from llava_amber_activations.store.layout import is_finished, missing_chunks, read_recipe
 from llava_amber_activations.store.sums import SAMPLES_FILE, check_sums
 
 # Of a sample, in a file: no model reads more, and a run cannot be made to fill the memory.
 MOST_TOKENS = 1 << 24
+
+_ROLES = ("system", "user", "assistant")
 
 _TOKENS_FORM = "is no list of texts and of [text, how many times] pairs"
 
@@ -92,12 +99,24 @@ class Tokens(Sequence[str]):
 
 
 @dataclass(frozen=True)
+class Turn:
+    """One turn of a chat: whose it is (`system`, `user` or `assistant`), and its text."""
+
+    role: str
+    text: str
+
+    def __post_init__(self) -> None:
+        check_choice("role", self.role, _ROLES)
+
+
+@dataclass(frozen=True)
 class SampleRecord:
     """One line of `samples.jsonl`.
 
     Attributes:
         sample: index in the query file, from 0.
-        id, image, query: as the query file has them; `image` is None where there is none.
+        id, image, query: as the query file has them; `image` is None where there is none. Of a chat
+            of several turns, `query` is the text of the last.
         image_sha256: of the picture file's bytes.
         n_rows: how many rows of the store are this sample's; 0 where it was skipped.
         error: why it was skipped, or None.
@@ -105,11 +124,14 @@ class SampleRecord:
         prompt: what the model was asked, as its chat template has it, the picture still what stands
             for it. None, as what follows, where the sample was skipped, and in stores of earlier
             releases.
-        tokens: of the prompt and, after it, the response: their texts.
-        response_start: position of the response's first token, where there is a response; as many
-            as there are tokens where it has none.
+        tokens: of the prompt and, after it, the response or the answer: their texts.
+        response_start: position of the response's or the answer's first token, where there is one;
+            as many as there are tokens where it has none.
         source: the name of the query file or dataset that the sample is of, where several were
             mixed.
+        history: the turns before the query, in order, the system's first; None where there are
+            none.
+        answer: what the model was given to read as its answer, where it was.
     """
 
     sample: int
@@ -124,6 +146,8 @@ class SampleRecord:
     tokens: Tokens | None = None
     response_start: int | None = None
     source: str | None = None
+    history: tuple[Turn, ...] | None = None
+    answer: str | None = None
 
     def __post_init__(self) -> None:
         check_number("sample", self.sample, 0, INT32_MAX)
@@ -141,6 +165,8 @@ class SampleRecord:
         }
         if self.tokens is not None:
             fields["tokens"] = self.tokens.to_json()
+        if self.history is not None:
+            fields["history"] = [dataclasses.asdict(turn) for turn in self.history]
         return fields
 
     def to_line(self) -> str:

@@ -37,6 +37,7 @@ from capture.passes.inputs import make_inputs
 from capture.passes.prompts import make_prompts
 from capture.pipeline import PassSetup, make_chunks
 from capture.run import adopt_recipe
+from capture.samples.benchmark import Benchmark
 from capture.samples.pictures import FolderPictures, read_picture
 from capture.samples.queries import read_queries
 from capture.settings import CaptureSettings
@@ -161,9 +162,8 @@ def ours(
 
     def run() -> None:
         queries, checksum = read_queries(dataset)
-        recipe = make_recipe(
-            settings, model, str(dtype).removeprefix("torch."), len(queries), checksum
-        )
+        benchmark = Benchmark(queries, checksum, FolderPictures(images))
+        recipe = make_recipe(settings, model, str(dtype).removeprefix("torch."), benchmark)
         adopt_recipe(out, recipe)
         chunks = enumerate(recipe_chunks(recipe))
         todo = {number: [queries[sample] for sample in samples] for number, samples in chunks}
@@ -173,7 +173,7 @@ def ours(
             PassSetup(
                 model,
                 make_prompts(queries, model, None),
-                FolderPictures(images),
+                benchmark.pictures,
                 settings,
                 share_prefixes=share_prefixes,
             ),

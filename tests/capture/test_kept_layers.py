@@ -13,6 +13,7 @@ from builder.verify import verify
 from capture.beforehand import check_capture, check_capture_room
 from capture.model.named import NamedModel
 from capture.recapture import recapture
+from capture.samples.queries import Query
 from capture.settings import CaptureSettings
 from llava_amber_activations import ActivationsError
 from llava_amber_activations.cli.app import assemble
@@ -140,6 +141,7 @@ def test_the_room_is_that_of_the_kept_layers(settings, tmp_path, monkeypatch):
     model = NamedModel(n_layers=32, hidden_size=64)
     needed = 8 * 2 * len(KEPT) * 64 * 2
     monkeypatch.setattr(room, "free_bytes", lambda path: needed)
-    check_capture_room(settings(tmp_path / "store", layers=KEPT), 8, model)
+    queries = [Query(number, 0, "1.jpg", "Why?") for number in range(8)]
+    check_capture_room(settings(tmp_path / "store", layers=KEPT), queries, model)
     with pytest.raises(ActivationsError, match="a capture of 8 samples"):
-        check_capture_room(settings(tmp_path / "store"), 8, model)
+        check_capture_room(settings(tmp_path / "store"), queries, model)

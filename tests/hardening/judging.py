@@ -471,7 +471,7 @@ def _read_queries(bench: Bench) -> None:
         entries = json.loads(content)
     for query, entry in zip(queries, entries, strict=True):
         if (query.id, query.image, query.query) != tuple(
-            entry[k] for k in ("id", "image", "query")
+            entry.get(k) for k in ("id", "image", "query")
         ):
             raise WrongError(f"query {query.sample} is not what the file says")
         f"{query.image}{query.query}".encode()

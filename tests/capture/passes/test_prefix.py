@@ -195,7 +195,8 @@ def test_batches_of_groups(tiny_llava, shared_queries):
     """Whole groups share a batch while they fit; one too large for any is cut."""
     queries, _ = read_queries(shared_queries)
     processor = AutoProcessor.from_pretrained(tiny_llava)
-    prompts = Prompts(all_token_ids(processor, [query.query for query in queries]))
+    ids = all_token_ids(processor, [query.chat for query in queries])
+    prompts = Prompts({query.sample: ids[query.chat] for query in queries})
 
     def plans(size):
         return [

@@ -92,7 +92,7 @@ def test_a_query_longer_than_the_context_is_skipped(ask):
 def test_the_limit_is_exact(ask, tiny_llava, no_pass):
     """The prompt around a query and the picture's four tokens count, and so does a response."""
     model = load_model(str(tiny_llava), dtype="float32", device=CPU)
-    around = len(token_ids(model.processor, "")) - 1 + 4
+    around = len(token_ids(model.processor, Query(0, 0, "", "").chat)) - 1 + 4
     fits = Query(0, 0, "", "x" * (4096 - around))
     longer = Query(1, 0, "", fits.query + "x")
     prompts = make_prompts([fits, longer], model, model.context)
@@ -125,12 +125,11 @@ def test_many_prompts_are_tokens_as_each_alone(tiny_llava):
     """Whatever is tokenised together."""
     processor = load_model(str(tiny_llava), dtype="float32", device=CPU).processor
     texts = ["", "Why?", "A longer one, é", "<image>"]
-    together = all_token_ids(processor, texts)
-    for text in texts:
-        prompt = f"USER: <image>\n{text} ASSISTANT:"
-        assert (
-            together[text] == processor.tokenizer(prompt)["input_ids"] == token_ids(processor, text)
-        )
+    chats = {text: Query(0, 0, "1.jpg", text).chat for text in texts}
+    together = all_token_ids(processor, chats.values())
+    for text, chat in chats.items():
+        ids = processor.tokenizer(f"USER: <image>\n{text} ASSISTANT:")["input_ids"]
+        assert together[chat] == ids == token_ids(processor, chat)
 
 
 def shapes_of(image_dir, tmp_path):
