@@ -27,6 +27,7 @@ from builder.pt.export_note import ExportNote, adopt, check_free, vectors_sha256
 from builder.pt.layers_layout import BatchFiles, batch_files, open_batch
 from builder.pt.samples_layout import sample_path, write_sample
 from builder.pt.tensors import as_dtype
+from llava_amber_activations.console import verbosity
 from llava_amber_activations.console.progress import progress_of
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files.leftovers import export_lock_path, sweep
@@ -128,6 +129,11 @@ def export(
         dtype=export_dtype(opened.manifest, dtype),
     )
     check_free(out)
+    if recipe.extra_columns:
+        verbosity.note(
+            f"{source} says {', '.join(recipe.extra_columns)} of each row: .pt files hold vectors "
+            "alone"
+        )
     with held(export_lock_path(out), f"{out} is being exported into"):
         adopt(out, note)
         for folder in (out, *(out / split_name(layer) for layer in chosen)):

@@ -111,12 +111,21 @@ def _import_layers(
     tasks += plan(contents, rows, contents.all_names, shard_bytes)
     warnings = [
         _UNKNOWN,
+        *_not_carried(note),
         *_assumed(contents, n_layers, first_target),
         *_left_out(contents),
         *_unchecked(contents.n_unchecked),
     ]
     recipe = _recipe(note, "layers", contents, contents.n_targets, len(rows))
     return _write(dataset, contents, tasks, num_proc, recipe, dict(enumerate(rows)), warnings)
+
+
+def _not_carried(note: ExportNote | None) -> list[str]:
+    """Say which columns the exported dataset had, of which the files know nothing."""
+    if note is None or not note.recipe.extra_columns:
+        return []
+    names = ", ".join(f"`{name}`" for name in note.recipe.extra_columns)
+    return [f"The dataset that the files were exported from had {names}: they hold vectors alone."]
 
 
 def _assumed(contents: LayersFolder, n_layers: int | None, first_target: int | None) -> list[str]:
@@ -223,4 +232,5 @@ def _recipe(
             for field in ("n_layers", "hidden_size", "n_targets", "store_dtype", "n_samples")
         }
         known = dataclasses.replace(note.recipe, **sizes)
-    return dataclasses.replace(known, origin=f"import of .pt files ({layout} layout)")
+    origin = f"import of .pt files ({layout} layout)"
+    return dataclasses.replace(known, origin=origin, extra_columns=())

@@ -58,6 +58,7 @@ class StoreInfo:
         return [
             ("kind", "capture store"),
             *_recipe_table(recipe),
+            *_mixed_table(recipe),
             *_sites_table(recipe, has_norms=self.has_norms),
             ("layers", f"{_layers(recipe)}, width {recipe.hidden_size}"),
             ("dtype", recipe.store_dtype),
@@ -101,6 +102,7 @@ class DatasetInfo:
         lines = [
             ("kind", f"dataset, format {manifest.format_version}"),
             *_recipe_table(recipe),
+            *_mixed_table(recipe),
             *_sites_table(recipe, has_norms=self.has_norms),
             *([] if recipe.layers is None else [("layers", _layers(recipe))]),
             ("width", str(recipe.hidden_size)),
@@ -210,6 +212,18 @@ def _sites_table(recipe: Recipe, *, has_norms: bool) -> list[tuple[str, str]]:
         *modules,
         ("x can be read at", f"{own}, {', '.join(computed)} (computed by {NORMS_FILE})"),
     ]
+
+
+def _mixed_table(recipe: Recipe) -> list[tuple[str, str]]:
+    """Say what more is in the prompts and said of the rows, where there is more."""
+    sources = [f"{source.name} ({source.n_samples} samples)" for source in recipe.sources or ()]
+    said = {
+        "sources": ", ".join(sources),
+        "system": (recipe.system or "").replace("\n", "\\n"),
+        "answers": recipe.answer_column or "",
+        "more columns": ", ".join(recipe.extra_columns),
+    }
+    return [(name, value) for name, value in said.items() if value]
 
 
 def _recipe_table(recipe: Recipe) -> list[tuple[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -15,11 +16,17 @@ from huggingface_hub import DatasetCard, DatasetCardData
 
 from builder.drawn.card_look import CardLook, look_at
 from builder.drawn.card_words import example_lines, figure_words
-from builder.folder.provenance import Origin, benchmark_of, model_of, public_recipe
+from builder.folder.provenance import (
+    Origin,
+    benchmarks_of,
+    model_of,
+    public_recipe,
+    said_of_list,
+)
 from builder.samples.meanings import meaning_of, readable_type
 from llava_amber_activations.console.sizes import readable_size
 from llava_amber_activations.files.whole import write_text
-from llava_amber_activations.formats.columns import PICTURE, SAMPLE_COLUMNS
+from llava_amber_activations.formats.columns import N_ROWS, PICTURE, SAMPLE_COLUMNS, SOURCE
 from llava_amber_activations.formats.dataset_folder import (
     ALL_LAYERS,
     CARD_FILE,
@@ -73,11 +80,11 @@ def card_text(folder: Path, manifest: Manifest, repo_id: str, look: CardLook | N
     """
     look = look or look_at(Source(str(folder), str(folder), manifest))
     recipe = public_recipe(manifest.recipe)
-    model, benchmark = model_of(recipe), benchmark_of(recipe)
-    origins = [model] if benchmark is None else [model, benchmark]
+    model, benchmarks = model_of(recipe), benchmarks_of(recipe)
+    origins = [model, *benchmarks]
     pretty_name = _pretty_name(manifest, origins)
     licence: dict[str, Any] = {"license": "unknown"}
-    if benchmark is not None and all(origin.is_known for origin in origins):
+    if benchmarks and all(origin.is_known for origin in origins):
         licence = {
             "license": "other",
             "license_name": "of-the-model-and-the-benchmark",
@@ -86,7 +93,7 @@ def card_text(folder: Path, manifest: Manifest, repo_id: str, look: CardLook | N
     data = DatasetCardData(
         pretty_name=pretty_name,
         **licence,
-        language=["en"] if benchmark is not None and benchmark.is_known else None,
+        language=["en"] if benchmarks and all(each.is_known for each in benchmarks) else None,
         tags=list(dict.fromkeys([*_TAGS, *(tag for origin in origins for tag in origin.tags)])),
         task_categories=["feature-extraction"],
         size_categories=[_size_category(manifest.n_rows)],
@@ -107,6 +114,7 @@ def card_text(folder: Path, manifest: Manifest, repo_id: str, look: CardLook | N
         repo_id=repo_id,
         is_pushed=repo_id != NO_REPO_ID,
         origins=origins,
+        said_of_list=said_of_list,
         citations=[origin.citation for origin in origins if origin.citation is not None],
         uncited=[origin.name for origin in origins if origin.citation is None],
         pretty_name=pretty_name,
@@ -147,7 +155,8 @@ def _figures(manifest: Manifest, look: CardLook | None) -> list[dict[str, str]]:
 
 def _pretty_name(manifest: Manifest, origins: Sequence[Origin]) -> str:
     kind = "Transcoder features" if manifest.configs == [CLT_FEATURES] else "Activations"
-    return f"{kind} of {' on '.join(origin.name for origin in origins)}"
+    model, *benchmarks = (origin.name for origin in origins)
+    return f"{kind} of {model}{' on ' if benchmarks else ''}{', '.join(benchmarks)}"
 
 
 def _target_counts(manifest: Manifest) -> dict[str, int]:
@@ -227,6 +236,9 @@ def _dataset_infos(folder: Path, manifest: Manifest) -> datasets.info.DatasetInf
 def _samples(folder: Path, manifest: Manifest) -> dict[str, Any]:
     """Return what the card says of config `samples`: the columns that were joined, the pictures."""
     paths = manifest.shards(SAMPLES, SAMPLES_SPLIT)
+    own = {*SAMPLE_COLUMNS, PICTURE}
+    if SOURCE in manifest.recipe.extra_columns:
+        own.add(SOURCE)
     schema = pq.read_schema(folder / paths[0]) if paths else []
     size = None if manifest.built_from is None else manifest.built_from.picture_size
     shown = "the picture's file"
@@ -237,10 +249,24 @@ def _samples(folder: Path, manifest: Manifest) -> dict[str, Any]:
         "joined": [
             (field.name, readable_type(field.type), meaning_of(field.name))
             for field in schema
-            if field.name not in (*SAMPLE_COLUMNS, PICTURE)
+            if field.name not in own
         ],
+        "sources": _sources(folder, manifest, paths),
         "pictures": shown if any(field.name == PICTURE for field in schema) else None,
     }
+
+
+def _sources(folder: Path, manifest: Manifest, paths: Sequence[str]) -> list[dict[str, Any]]:
+    """Return a line for each source of a dataset of several: its samples, and its rows."""
+    recipe = public_recipe(manifest.recipe)
+    if SOURCE not in recipe.extra_columns or not paths:
+        return []
+    n_rows: Counter[str] = Counter()
+    for path in paths:
+        table = pq.read_table(folder / path, columns=[SOURCE, N_ROWS])
+        for source, count in zip(*(column.to_pylist() for column in table.columns), strict=True):
+            n_rows[source] += count
+    return [{**vars(source), "n_rows": n_rows[source.name]} for source in recipe.sources or ()]
 
 
 def config_sizes(manifest: Manifest) -> list[dict[str, Any]]:

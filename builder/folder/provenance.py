@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from llava_amber_activations.formats.recipe import HF_PREFIX, Recipe
+from llava_amber_activations.formats.recipe import HF_PREFIX, Recipe, RecipeSource
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -98,8 +100,28 @@ def public_recipe(recipe: Recipe) -> Recipe:
     A model in the cache of `huggingface_hub` gets its id on the Hub back. What has no path in it
     stays as it is.
     """
+    sources = None
+    benchmark = _public_benchmark(recipe)
+    if recipe.sources is not None:
+        names = [_public_benchmark(_alone(recipe, source)) or "" for source in recipe.sources]
+        sources = tuple(
+            dataclasses.replace(source, benchmark=name)
+            for source, name in zip(recipe.sources, names, strict=True)
+        )
+        benchmark = " + ".join(names)
     return dataclasses.replace(
-        recipe, model=_public_model(recipe), benchmark=_public_benchmark(recipe)
+        recipe, model=_public_model(recipe), benchmark=benchmark, sources=sources
+    )
+
+
+def _alone(recipe: Recipe, source: RecipeSource) -> Recipe:
+    """Return the recipe of a capture of one of several sources."""
+    return dataclasses.replace(
+        recipe,
+        benchmark=source.benchmark,
+        queries_sha256=source.queries_sha256,
+        dataset_revision=source.dataset_revision,
+        sources=None,
     )
 
 
@@ -152,8 +174,23 @@ def model_of(recipe: Recipe) -> Origin:
     )
 
 
-def benchmark_of(recipe: Recipe) -> Origin | None:
-    """Say what the queries of a published recipe are; None where it does not say."""
+def benchmarks_of(recipe: Recipe) -> list[Origin]:
+    """Say what the queries of a published recipe are, each benchmark once; none if it does not."""
+    every = [recipe] if recipe.sources is None else [_alone(recipe, s) for s in recipe.sources]
+    found = [origin for origin in map(_benchmark_of, every) if origin is not None]
+    return list({origin.name: origin for origin in found}.values())
+
+
+def said_of_list(name: str, values: Sequence[Any]) -> str:
+    """Return what a list of a published recipe's JSON holds, in words."""
+    if name == "sources":
+        return "; ".join(
+            f"{each['name']} ({each['benchmark']}, {each['n_samples']} samples)" for each in values
+        )
+    return ", ".join(map(str, values)) or "none"
+
+
+def _benchmark_of(recipe: Recipe) -> Origin | None:
     if recipe.benchmark is None:
         return None
     if recipe.queries_sha256 in _AMBER_FILES:

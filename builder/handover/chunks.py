@@ -1,26 +1,42 @@
 """The chunks of a hand-over: how many rows each has, and what is known of those that are whole.
 
 Beside the chunks, `rows/rows-00000.safetensors` says of each of their rows which one it is: int32
-`sample`, `position`, `token_id` and `kind` of [rows], and what a layout adds. Its header has the
-checksums of the chunk's files, and it is written when they are whole: a chunk without it is none.
+`sample`, `position`, `token_id` and `kind` of [rows]; `tile`, and float32 `logprob`, where the
+dataset has them; and what a layout adds. Its header has the checksums of the chunk's files, and it
+is written when they are whole: a chunk without it is none.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from builder.handover.places import place_of
-from llava_amber_activations.formats.columns import KIND, POSITION, SAMPLE, TOKEN_ID
+from llava_amber_activations.formats.columns import (
+    EXTRA_ROW_TENSORS,
+    FLOATS,
+    KIND,
+    POSITION,
+    SAMPLE,
+    TOKEN_ID,
+)
 from llava_amber_activations.formats.dataset_folder import FileEntry
 from llava_amber_activations.store.tensor_file import TensorFile, write_tensors
 
-ROW_NUMBERS = (SAMPLE, POSITION, TOKEN_ID, KIND)
+_ROW_NUMBERS = (SAMPLE, POSITION, TOKEN_ID, KIND)
 _KEY = "chunk"
+
+
+def row_numbers(extra_columns: Container[str]) -> dict[str, torch.dtype]:
+    """Return what is said of the rows of a dataset with some extra columns, and its dtypes."""
+    extra = (name for name in EXTRA_ROW_TENSORS if name in extra_columns)
+    return {
+        name: torch.float32 if name in FLOATS else torch.int32 for name in (*_ROW_NUMBERS, *extra)
+    }
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ OUT/SHA256SUMS                     of all of them, written last
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ import torch
 
 from builder.asked.handover_asked import HandoverAsked
 from builder.handover.chunks import (
-    ROW_NUMBERS,
     ChunkPlan,
     files_of_record,
     is_whole,
     open_record,
     plan_chunks,
+    row_numbers,
     rows_name,
     write_record,
 )
@@ -110,13 +110,14 @@ def hand_over(
         if missing or not is_finished(out):
             begin_again(out)
             start = batches.state_dict()
+            said = row_numbers(note.recipe.extra_columns)
             with Progress("export", total=sum(plan.sizes), unit="row") as progress:
                 progress.update(sum(plan.sizes) - sum(plan.sizes[chunk] for chunk in missing))
                 for run in _runs(missing):
                     batches.load_state_dict({**start, "rows_done": plan.first_row(run.start)})
                     supply = _RowSupply(_of_dtype(iter(batches), note))
                     for chunk in run:
-                        _write_chunk(out, layout, plan, chunk, supply, progress)
+                        _write_chunk(out, layout, plan, chunk, supply, said, progress)
             _finish(out, note, layout, plan)
         return HandoverResult(
             note=note,
@@ -226,12 +227,18 @@ def _of_dtype(batches: Iterator[Rows], note: HandoverNote) -> Iterator[Rows]:
 
 
 def _write_chunk(
-    out: Path, layout: Layout, plan: ChunkPlan, chunk: int, supply: _RowSupply, progress: Progress
+    out: Path,
+    layout: Layout,
+    plan: ChunkPlan,
+    chunk: int,
+    supply: _RowSupply,
+    said: Mapping[str, torch.dtype],
+    progress: Progress,
 ) -> None:
     """Write a chunk, and when its files are whole what says so."""
     size = plan.sizes[chunk]
     names = layout.files(chunk, len(plan.sizes))
-    numbers = {name: torch.empty(size, dtype=torch.int32) for name in ROW_NUMBERS}
+    numbers = {name: torch.empty(size, dtype=dtype) for name, dtype in said.items()}
     with ExitStack() as files:
         partials = [files.enter_context(written_whole(place_of(out, name))) for name in names]
         with layout.open(partials, size) as opened:
@@ -255,7 +262,8 @@ def _entry_of(path: Path) -> FileEntry:
 def _finish(out: Path, note: HandoverNote, layout: Layout, plan: ChunkPlan) -> None:
     """Write the last files, and put everything where the trainer looks for it."""
     chunks = range(len(plan.sizes))
-    kept = (_kept(open_record(out, chunk), len(note.layers)) for chunk in chunks)
+    said = row_numbers(note.recipe.extra_columns)
+    kept = (_kept(open_record(out, chunk), said, len(note.layers)) for chunk in chunks)
     for name, content in zip(layout.last, layout.last_contents(plan.sizes, kept), strict=True):
         with written_whole(place_of(out, name)) as partial:
             partial.write_bytes(content)
@@ -268,9 +276,9 @@ def _finish(out: Path, note: HandoverNote, layout: Layout, plan: ChunkPlan) -> N
     write_sums(out, sums)
 
 
-def _kept(record: TensorFile, n_layers: int) -> dict[str, torch.Tensor]:
-    """Return what a layout kept of a chunk: [layers, …] each."""
-    names = record.names - set(ROW_NUMBERS)
+def _kept(record: TensorFile, said: Container[str], n_layers: int) -> dict[str, torch.Tensor]:
+    """Return what a layout kept of a chunk, beside what is said of its rows: [layers, …] each."""
+    names = {name for name in record.names if name not in said}
     for name in names:
         record.check_tensor(name)
     return {name: record.rows(name, 0, n_layers) for name in names}

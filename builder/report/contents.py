@@ -7,7 +7,7 @@ from typing import Any
 
 from builder.drawn.rows import DrawnRows
 from builder.folder.card import config_sizes
-from builder.folder.provenance import benchmark_of, model_of, public_recipe
+from builder.folder.provenance import benchmarks_of, model_of, public_recipe, said_of_list
 from builder.report.browser_data import Browsed
 from builder.report.number_words import in_list
 from builder.report.thumbnails import cuts
@@ -31,16 +31,18 @@ _SITES = {
 def title(manifest: Manifest) -> str:
     """Return what the page is called: of which model, on what."""
     recipe = public_recipe(manifest.recipe)
-    benchmark = benchmark_of(recipe)
+    benchmarks = in_list([benchmark.name for benchmark in benchmarks_of(recipe)])
     kind = "Activations" if has_vectors(manifest) else "Transcoder features"
-    on_what = "" if benchmark is None else f" on {benchmark.name}"
+    on_what = f" on {benchmarks}" if benchmarks else ""
     return f"{kind} of {model_of(recipe).name}{on_what}"
 
 
 def lede(manifest: Manifest) -> str:
     """Say in a sentence or two what the dataset is."""
     recipe = manifest.recipe
-    pairs = f"{recipe.n_samples:,} pairs of a picture and a query"
+    # Of several sources, some may have no pictures.
+    what = "pairs of a picture and a query" if recipe.sources is None else "samples"
+    pairs = f"{recipe.n_samples:,} {what}"
     if not has_vectors(manifest):
         return f"What transcoders made of the residual stream, for {pairs}."
     return (
@@ -81,7 +83,8 @@ def recipe_table(manifest: Manifest) -> list[tuple[str, str]]:
     """Return the whole recipe, as the card has it."""
     recipe = public_recipe(manifest.recipe)
     return [
-        (name, _value(value, recipe.why_none(name))) for name, value in recipe.to_json().items()
+        (name, _value(name, value, recipe.why_none(name)))
+        for name, value in recipe.to_json().items()
     ]
 
 
@@ -207,9 +210,11 @@ def said_of_browser(
     return " ".join(sentences)
 
 
-def _value(value: Any, why_none: str) -> str:
+def _value(name: str, value: Any, why_none: str) -> str:
     if value is None:
         return why_none
+    if isinstance(value, list) and name != "layers":
+        return said_of_list(name, value)
     if isinstance(value, dict):
         return in_list([f"{name} {version}" for name, version in value.items()])
     return str(value).replace("\n", "\\n")

@@ -12,8 +12,15 @@ import pytest
 import torch
 from manifests import changed_manifest
 from mixed_store import KINDS_OF, ROWS, SOURCES, columns, make_mixed_store, vectors
+from safetensors.torch import load_file
 
+from builder.asked.handover_asked import HandoverAsked
 from builder.build import build
+from builder.export import export
+from builder.handover.hand_over import hand_over
+from builder.import_pt import import_pt
+from builder.info import info
+from builder.report.report import make_report
 from builder.verify import verify
 from llava_amber_activations import (
     KINDS,
@@ -22,8 +29,10 @@ from llava_amber_activations import (
     LlavaAmberActivations,
     activation_batches,
     load_activations,
+    load_statistics,
     open_layer,
 )
+from llava_amber_activations.sources.source import open_source
 from llava_amber_activations.store.chunk import Chunk
 from llava_amber_activations.store.layout import chunk_path, read_recipe
 
@@ -226,6 +235,68 @@ def test_the_dataset_builder(dataset, tmp_path):
     expected = pq.read_table(dataset / "data/L1-00000-of-00001.parquet")
     assert found.column_names == expected.schema.names
     assert said_of(found.data.table) == said_of(expected)
+
+
+def test_the_card(dataset):
+    """A line for each source, and what the columns mean."""
+    card = (dataset / "README.md").read_text()
+    assert "The samples are of 2 query files or datasets." in card
+    assert "| `pope` | pope.json | 3 | 22 |" in card and "| `texts` | texts.json | 2 | 3 |" in card
+    for name, type_ in zip(EXTRA, ("string", "int32", "float32"), strict=True):
+        assert f"\n| `{name}` | {type_} | `default`, `all_layers`" in card
+    assert "| answer | 4 | 16.0 % |" in card and "| system | 4 | 16.0 % |" in card
+    assert "| extra_columns | source, tile, logprob |" in card
+    assert "| sources | pope (pope.json, 3 samples); texts (texts.json, 2 samples) |" in card
+    assert "# Activations of llava on pope.json, texts.json" in card
+
+
+def test_statistics_count_all_kinds(dataset):
+    said = columns(EXTRA)["kind"]
+    counts = load_statistics(dataset).x_count_by_kind[1].tolist()
+    assert counts == [*(said.count(kind) for kind in KINDS), 0] and counts[3:5] == [4, 4]
+
+
+@pytest.mark.parametrize("of", ["store", "dataset"])
+def test_info(request, of):
+    table = dict(info(request.getfixturevalue(of)))
+    assert table["sources"] == "pope (3 samples), texts (2 samples)"
+    assert table["more columns"] == "source, tile, logprob"
+
+
+def test_export_and_import(dataset, tmp_path):
+    """The vectors come back; what .pt files do not hold is said, and nobody looks for it."""
+    export(dataset, tmp_path / "pt", layout="layers")
+    manifest = import_pt(tmp_path / "pt", tmp_path / "back")
+    assert manifest.recipe.extra_columns == ()
+    assert any("had `source`, `tile`, `logprob`" in warning for warning in manifest.warnings)
+    verify(tmp_path / "back")
+    found = pq.read_table(tmp_path / "back/data/L0-00000-of-00001.parquet")
+    assert found.schema.names == [*list(columns(())), "x", "targets"]
+    x = np.array(found["x"].to_pylist(), np.float32)
+    assert np.array_equal(x, vectors()["x_00"])
+
+
+def test_handed_over(dataset, tmp_path):
+    """Beside the chunks, the numbers of each of their rows."""
+    hand_over(str(dataset), tmp_path / "out", HandoverAsked("llamascopium", seed=1))
+    rows = load_file(tmp_path / "out/rows/rows-00000.safetensors")
+    said = numbers_said()
+    assert rows["logprob"].dtype == torch.float32 and rows["tile"].dtype == torch.int32
+    places = {pair: n for n, pair in enumerate(zip(said["sample"], said["position"], strict=True))}
+    at = [
+        places[pair]
+        for pair in zip(*(rows[n].tolist() for n in ("sample", "position")), strict=True)
+    ]
+    for name in ("tile", "logprob", "kind"):
+        assert known(rows[name].tolist()) == [said[name][row] for row in at]
+
+
+def test_the_report(dataset):
+    """It says where the samples are from, of each in its browser too."""
+    page = make_report(open_source(dataset), max_bytes=2**20).text
+    assert "25 token positions of 5 samples" in page
+    assert "on pope.json and texts.json" in page
+    assert "pope (pope.json, 3 samples); texts (texts.json, 2 samples)" in page
 
 
 def test_load_dataset(dataset, tmp_path):

@@ -16,7 +16,7 @@ from llava_amber_activations import load_statistics
 
 ROWS, WIDTH = 200, 16
 # By the codes of a store: text, image, generated; -1 is not known, and counted last.
-KIND_CODES = (0, 1, 2, -1)
+KIND_CODES = [0, 1, 2, 3, 4, -1]
 VECTORS = [f"{kind}_{layer:02d}" for kind in ("x", "mlp_out") for layer in range(N_LAYERS)]
 
 
@@ -68,7 +68,9 @@ def planted_store(tmp_path_factory):
                 samples = tensors["sample"].numpy()
                 for name in VECTORS:
                     change(name, tensors[name].numpy(), samples)
-                tensors["kind"] = torch.tensor([KIND_CODES[s % 4] for s in samples]).int()
+                tensors["kind"] = torch.tensor(
+                    [KIND_CODES[s % len(KIND_CODES)] for s in samples]
+                ).int()
 
             make_random_store(made[what], ROWS, WIDTH, change=plant)
         return made[what]
@@ -77,7 +79,7 @@ def planted_store(tmp_path_factory):
 
 
 def of_rows(rows, kinds):
-    """Moments of rows [n, H] whose kinds are 0 to 3, in float64."""
+    """Moments of rows [n, H] whose kinds are 0 to 5, in float64."""
     norms = np.sqrt((rows**2).sum(1))
     return {
         "mean": rows.mean(0),
@@ -85,9 +87,9 @@ def of_rows(rows, kinds):
         "mean_norm": norms.mean(),
         "count": len(rows),
         "mean_norm_by_kind": [
-            norms[kinds == kind].mean() if (kinds == kind).any() else np.nan for kind in range(4)
+            norms[kinds == kind].mean() if (kinds == kind).any() else np.nan for kind in range(6)
         ],
-        "count_by_kind": [(kinds == kind).sum() for kind in range(4)],
+        "count_by_kind": [(kinds == kind).sum() for kind in range(6)],
     }
 
 
@@ -208,7 +210,9 @@ def test_of_a_models_store(all_dataset, all_store):
     vectors = read_vectors(all_store)
     statistics = load_statistics(all_dataset)
     kinds = vectors["kind"]
-    assert statistics.x_count_by_kind[5].tolist() == [(kinds == k).sum() for k in (0, 1, 2, -1)]
+    assert statistics.x_count_by_kind[5].tolist() == [
+        (kinds == k).sum() for k in (0, 1, 2, 3, 4, -1)
+    ]
     assert {0, 1} <= set(kinds.tolist())
     for kind in ("x", "mlp_out"):
         for layer in range(32):
@@ -218,7 +222,7 @@ def test_of_a_models_store(all_dataset, all_store):
                 ("mean", rows.mean(0)),
                 ("std", rows.std(0)),
                 ("mean_norm", norms.mean()),
-                ("mean_norm_by_kind", [*(norms[kinds == k].mean() for k in (0, 1)), *[np.nan] * 2]),
+                ("mean_norm_by_kind", [*(norms[kinds == k].mean() for k in (0, 1)), *[np.nan] * 4]),
             ):
                 found = getattr(statistics, f"{kind}_{name}")[layer]
                 np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
@@ -229,5 +233,5 @@ def test_the_file_states_the_rule(planted_store, tmp_path):
     with safe_open(tmp_path / "dataset" / "statistics.safetensors", "np") as file:
         said = json.loads(file.metadata()["statistics"])
     assert said["outlier_times"] == 10 and said["limits_per_octave"] == 8
-    assert said["kinds"] == ["text", "image", "generated", "unknown"]
+    assert said["kinds"] == ["text", "image", "generated", "answer", "system", "unknown"]
     assert "10 times the median" in said["rule"]

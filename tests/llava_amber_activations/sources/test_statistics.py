@@ -1,6 +1,7 @@
 """`statistics.safetensors` that is damaged, missing or of another data set: one sentence each."""
 
 import hashlib
+import json
 import shutil
 
 import pytest
@@ -9,7 +10,7 @@ from manifests import changed_manifest
 from safetensors.torch import load_file, save_file
 
 from builder.verify import verify
-from llava_amber_activations import ActivationsError, load_statistics
+from llava_amber_activations import KINDS, ActivationsError, load_statistics
 
 NAME = "statistics.safetensors"
 
@@ -115,6 +116,55 @@ def older(folder):
         entry = manifest["files"][NAME]
         entry["sha256"], entry["bytes"] = hashlib.sha256(content).hexdigest(), len(content)
     return folder
+
+
+def counted_by(folder, kinds):
+    """Rewrite the file as one that counts other kinds: each has as many rows as its place + 1."""
+    tensors = load_file(folder / NAME)
+    for name in [name for name in tensors if name.endswith("_by_kind")]:
+        shape = tensors[name].shape[0], len(kinds)
+        values = torch.arange(1, 1 + len(kinds)).expand(shape)
+        tensors[name] = values.contiguous().to(tensors[name].dtype)
+        if "norm" in name:
+            tensors[name][:, 0] = torch.nan
+        else:
+            tensors[name][:, 0] = 0
+    said = {"format_version": "1.1", "kinds": kinds}
+    save_file(tensors, folder / NAME, metadata={"statistics": json.dumps(said)})
+    content = (folder / NAME).read_bytes()
+    with changed_manifest(folder) as manifest:
+        entry = manifest["files"][NAME]
+        entry["sha256"], entry["bytes"] = hashlib.sha256(content).hexdigest(), len(content)
+
+
+def test_of_fewer_kinds(folder):
+    """A file that told three apart: of the others there were no rows."""
+    counted_by(folder, ["text", "image", "generated", "unknown"])
+    found = load_statistics(folder)
+    for statistics in (found, found.robust):
+        assert statistics.x_count_by_kind[5].tolist() == [0, 2, 3, 0, 0, 4]
+        norms = statistics.mlp_out_mean_norm_by_kind[5]
+        assert norms.isnan().tolist() == [True, False, False, True, True, False]
+        assert norms[[1, 2, 5]].tolist() == [2, 3, 4]
+
+
+def test_of_more_kinds(folder):
+    """A file of a later release: the kinds that are not known here count as unknown, together."""
+    counted_by(folder, [*KINDS, "tool", "unknown"])
+    found = load_statistics(folder)
+    assert found.x_count_by_kind[5].tolist() == [0, 2, 3, 4, 5, 6 + 7]
+    assert found.x_mean_norm_by_kind[5, 1:].tolist() == pytest.approx(
+        [2, 3, 4, 5, (6 * 6 + 7 * 7) / 13]
+    )
+
+
+@pytest.mark.parametrize("kinds", [None, [], ["text"], "unknown", {"unknown": 1}])
+def test_of_kinds_that_are_none(folder, kinds):
+    counted_by(folder, ["text", "image", "generated", "unknown"])
+    tensors = load_file(folder / NAME)
+    save_file(tensors, folder / NAME, metadata={"statistics": json.dumps({"kinds": kinds})})
+    with pytest.raises(ActivationsError, match="is damaged"):
+        load_statistics(folder)
 
 
 def test_of_an_earlier_release(older, last_dataset):
