@@ -160,7 +160,7 @@ class Activations:
                 each; with none of them (an empty list) there are MLP outputs alone.
             mlp_out: whether MLP outputs are wanted.
             rows: whether a batch says which rows it holds: `sample`, `position`, `kind`, … as
-                int32 [B].
+                int32 [B], and `logprob`, where the rows have it, as float32.
             prepared: write the layers into the cache of `datasets` first, once, and read its mapped
                 file: for many epochs. From the Hub that takes the shards whole.
             cache_dir: where; the cache of `datasets` where it is None.

@@ -49,8 +49,9 @@ def load_activations(
         cache_dir: where `datasets` prepares; its own cache where it is None.
 
     Returns:
-        A dataset with the columns `sample`, `id`, `image`, `position`, `token_id` (int32, the
-        picture's name a string), `x` (H floats) and `targets` (n times H floats).
+        A dataset with the columns that say which row a row is (`sample`, `id`, `image`, `position`,
+        `token_id`, `kind`, `patch_row`, `patch_col`, and what the recipe's `extra_columns` names),
+        `x` (H floats) and `targets` (n times H floats).
 
     Raises:
         ActivationsError: the source is not a dataset of activations, or does not hold the layer or

@@ -98,8 +98,9 @@ def activation_batches(
             own.
         pin_memory: have batches that stay on the CPU in pinned memory.
         where: by the name of a column (`sample`, `id`, `image`, `position`, `token_id`, `kind`,
-            `patch_row`, `patch_col`), the value or the values of the wanted rows, as in
-            `{"kind": "image"}`. Of shards, only the row groups that hold a wanted row are read.
+            `patch_row`, `patch_col`; `source`, `tile` where the rows have them), the value or the
+            values of the wanted rows, as in `{"kind": "image"}`. Of shards, only the row groups
+            that hold a wanted row are read.
         samples: the wanted values of `sample`.
         positions: the wanted values of `position`.
         skip_first: leave out position 0 of each sample, whose vector is a thousand times as large
@@ -107,8 +108,9 @@ def activation_batches(
 
     Returns:
         An iterable of `{'x': [B, H], 'targets': [B, n, H], 'sample': [B], …}`: every column but the
-        strings; integers are int32, and `kind` is its code, the place in `KINDS` (-1 where it is
-        not known). For `torch.utils.data.DataLoader`, pass `batch_size=None`.
+        strings; integers are int32, `logprob` is float32 whatever `dtype` is, and `kind` is its
+        code, the place in `KINDS` (-1 where it is not known). For `torch.utils.data.DataLoader`,
+        pass `batch_size=None`.
 
     Raises:
         ActivationsError: `dataset` is not one split, an argument is out of range, or no row is one
