@@ -13,8 +13,9 @@ from torch import nn
 
 from llava_amber_activations.errors import ActivationsError
 
-# Rows of a pass that are compared, evenly spread over it.
+# Rows of a pass that are compared, evenly spread over it; and those that are computed again.
 _MOST_ROWS = 32
+_MOST_PLACES = 8
 
 
 def first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
@@ -65,6 +66,9 @@ class Call:
         others: the same rows of all else that it was given and that are states.
         returned: the same rows of what it returned, or None; `width` is of what it returned.
         args, kwargs: the call itself.
+        places: int64, a few rows but the first, the last of them first; None where it returned
+            not one for each position.
+        at_places: what it returned there, [places, width] on its device.
     """
 
     path: str
@@ -77,6 +81,8 @@ class Call:
     end: int = -1
     returned: torch.Tensor | None = None
     width: int | None = None
+    places: torch.Tensor | None = None
+    at_places: torch.Tensor | None = None
 
     @property
     def depth(self) -> int:
@@ -231,7 +237,12 @@ class Listening:
                 return
             value = output[0] if isinstance(output, tuple) and output else output
             call.returned = self._rows(value)
-            call.width = value.shape[-1] if isinstance(value, torch.Tensor) and value.ndim else None
+            if isinstance(value, torch.Tensor) and value.ndim > 1:
+                call.width = value.shape[-1]
+                if value.numel() == self._n_rows * call.width:
+                    n_places = min(_MOST_PLACES, self._n_rows - 1)
+                    call.places = torch.linspace(self._n_rows - 1, 1, n_places).long()
+                    call.at_places = value.reshape(-1, call.width)[call.places]
             call.end = layer.clock
             layer.clock += 1
 

@@ -2,36 +2,55 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from capture.model.structure.calls import Call, first_tensor, output_tensor
 from llava_amber_activations.errors import ActivationsError
 
-# Experts that get other rows sum in another order.
-_UNITS = 8
+# Largest relative error of a row that products of other shapes explain, at least; and in units.
+_LEAST, _UNITS = 1e-2, 8
+# An expert that two rows' rounding decides may be another one: so many of the rows must agree.
+_SHARE = 0.75
 
 
 def is_alone_at_each_position(call: Call) -> bool:
-    """Whether the last position's output stays as it is when all others' input is another.
+    """Whether some positions' output stays as it is when the others' input is not there.
 
     That is what tells an MLP from an attention, a convolution or a recurrence. The module is run
-    twice more: on what it was given, and on the same with all positions but the last negated.
+    once more on a few positions, in reverse order. Where it gets other tensors besides, which may
+    belong to positions, it is run on all of them, the others negated.
 
     Returns:
         False also where it cannot be run again.
     """
+    if call.places is None or call.at_places is None:
+        return False
     try:
         given = first_tensor(call.args, call.kwargs)
         rows = given.reshape(-1, given.shape[-1])
-        changed = torch.cat([-rows[:-1], rows[-1:]]).reshape(given.shape)
+        if len(rows) != int(call.places[0]) + 1:
+            return False
+        some = rows[call.places]
         with torch.no_grad():
-            expected, found = (_run(call, given, value) for value in (given, changed))
+            if _is_only_tensor(call, given):
+                found = _run(call, given, some.reshape(*[1] * (given.ndim - 2), *some.shape))
+            else:
+                changed = -rows
+                changed[call.places] = some
+                found = _run(call, given, changed.reshape(given.shape))[call.places]
     except (ActivationsError, RuntimeError, ValueError, TypeError, IndexError, AttributeError):
         return False
-    apart = (found[-1].double() - expected[-1].double()).norm()
-    near = bool(apart <= _UNITS * torch.finfo(found.dtype).eps * expected[-1].double().norm())
-    is_other = len(rows) < 2 or not torch.equal(found[:-1], expected[:-1])
-    return near and is_other
+    expected = call.at_places.double()
+    apart = (found.double() - expected).norm(dim=-1) / expected.norm(dim=-1).clamp_min(1e-30)
+    allowed = max(_LEAST, _UNITS * torch.finfo(found.dtype).eps)
+    return bool((apart <= allowed).double().mean() >= _SHARE)
+
+
+def _is_only_tensor(call: Call, given: torch.Tensor) -> bool:
+    values: tuple[Any, ...] = (*call.args, *call.kwargs.values())
+    return all(value is given or isinstance(value, bool | int | None) for value in values)
 
 
 def _run(call: Call, given: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
