@@ -10,8 +10,13 @@ import torch
 
 from capture.patches.canvas import tiles_on_canvas
 from capture.patches.grids import nowhere
-from capture.patches.marked import numbered_tiles, rows_with_breaks, separated_tiles
-from capture.patches.resized import resized
+from capture.patches.marked import (
+    numbered_tiles,
+    rows_with_breaks,
+    separated_tiles,
+    tiles_after_whole,
+)
+from capture.patches.resized import padded, resized
 from capture.patches.seen_picture import SeenPicture
 from capture.patches.unpadded import unpadded
 
@@ -23,7 +28,9 @@ _TILES: Mapping[str, _Layout] = {
     "Idefics3Processor": numbered_tiles,
     "SmolVLMProcessor": numbered_tiles,
     "Llama4Processor": separated_tiles,
+    "Ovis2Processor": tiles_after_whole,
     "InternVLProcessor": tiles_on_canvas,
+    "QianfanOCRProcessor": tiles_on_canvas,
     "AyaVisionProcessor": tiles_on_canvas,
     "Cohere2VisionProcessor": tiles_on_canvas,
 }
@@ -31,6 +38,7 @@ _TILES: Mapping[str, _Layout] = {
 
 _WITHOUT_TILES: Mapping[str, _Layout] = {
     "PixtralProcessor": rows_with_breaks,
+    "LightOnOcrProcessor": padded,
 }
 
 # What stands for the picture are queries that these models have learned, each of the whole picture.

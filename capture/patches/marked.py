@@ -45,12 +45,16 @@ def separated_tiles(processor: Any, seen: SeenPicture) -> torch.Tensor | None:
 
     The whole picture comes last, and alone where there is one tile.
     """
-    end_of_row = processor.tokenizer.convert_tokens_to_ids(processor.tile_global_token)
-    tile_rows = int((seen.ids == end_of_row).sum())
+    n_tiles, tile_rows = len(seen.runs()) - 1, _count(processor, seen, processor.tile_global_token)
+    return tiles_then_whole(seen, tile_rows, n_tiles // tile_rows if tile_rows else 0)
+
+
+def tiles_after_whole(processor: Any, seen: SeenPicture) -> torch.Tensor | None:
+    """Place the patches of the whole picture, then of tiles with tokens between them (Ovis 2)."""
     n_tiles = len(seen.runs()) - 1
-    if tile_rows == 0:
-        return tiles_then_whole(seen, 0, 0)
-    return tiles_then_whole(seen, tile_rows, n_tiles // tile_rows)
+    tile_rows = 1 + _count(processor, seen, "<IMG_ROW>") if n_tiles else 0
+    places = tiles_then_whole(seen, tile_rows, n_tiles // tile_rows if tile_rows else 0)
+    return None if places is None else places.roll(len(places) // (n_tiles + 1), dims=0)
 
 
 def tiles_then_whole(seen: SeenPicture, tile_rows: int, tile_columns: int) -> torch.Tensor | None:
@@ -68,6 +72,10 @@ def tiles_then_whole(seen: SeenPicture, tile_rows: int, tile_columns: int) -> to
         return None
     last = whole(side, side)
     return torch.cat([tiled(tile_rows, tile_columns, side, side), last]) if tile_rows else last
+
+
+def _count(processor: Any, seen: SeenPicture, token: str) -> int:
+    return int((seen.ids == processor.tokenizer.convert_tokens_to_ids(token)).sum())
 
 
 def _row_and_column(processor: Any, seen: SeenPicture, start: int) -> tuple[int, int] | None:

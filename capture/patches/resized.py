@@ -29,8 +29,8 @@ def resized(processor: Any, seen: SeenPicture) -> torch.Tensor | None:
     elif "image_position_ids" in inputs:
         width, height = (inputs["image_position_ids"][seen.element].amax(dim=0) + 1).tolist()
     elif (pixels := inputs.get("pixel_values")) is not None and pixels.ndim == 4:
-        # More pictures than elements are tiles.
-        if len(pixels) != seen.n_elements:
+        # More pictures than elements are tiles; pictures with sizes of their own are padded.
+        if len(pixels) != seen.n_elements or "image_sizes" in inputs:
             return None
         height, width = pixels.shape[2:]
     else:
@@ -40,3 +40,10 @@ def resized(processor: Any, seen: SeenPicture) -> torch.Tensor | None:
     if rows * columns != seen.n_tokens or rows * width != columns * height:
         return None
     return whole(rows, columns)
+
+
+def padded(processor: Any, seen: SeenPicture) -> torch.Tensor | None:
+    """Place the patches of a picture that is padded to the largest of its batch (LightOnOCR)."""
+    height, width = seen.inputs["image_sizes"][seen.element].tolist()
+    size = processor.effective_patch_size
+    return whole(height // size, width // size)

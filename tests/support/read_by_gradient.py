@@ -54,17 +54,36 @@ def looks_of(model, layers, inputs, image_token_id, channels):
         pass
     finally:
         hook.remove()
-    is_patch = inputs["input_ids"] == image_token_id
     direction = torch.linspace(-1, 1, held["states"].shape[-1]).sin()
-    values = (held["states"] @ direction)[is_patch]
-    shown = channels(pixels.detach())
-    found = []
-    for value in values:
-        (gradient,) = torch.autograd.grad(value, pixels, retain_graph=True)
-        found.append(_look(shown, channels(gradient).abs().sum(dim=1)))
-    counts = is_patch.sum(dim=1).tolist()
-    looks = iter(found)
-    return [[next(looks) for _ in range(count)] for count in counts]
+    values = held["states"] @ direction
+    of_elements = [
+        row[own] for row, own in zip(values, inputs["input_ids"] == image_token_id, strict=True)
+    ]
+    if len(pixels) == len(of_elements):
+        return _side_by_side(of_elements, pixels, channels)
+    return [[_looked(value, pixels, channels)[0] for value in own] for own in of_elements]
+
+
+def _side_by_side(of_elements, pixels, channels):
+    """Look at the n-th token of every element at once: elements do not depend on each other."""
+    found = [[] for _ in of_elements]
+    for number in range(max(map(len, of_elements))):
+        those = [element for element, own in enumerate(of_elements) if number < len(own)]
+        total = sum(of_elements[element][number] for element in those)
+        looks = _looked(total, pixels, channels, one_by_one=True)
+        for element in those:
+            found[element].append(looks[element])
+    return found
+
+
+def _looked(value, pixels, channels, one_by_one=False):
+    """Return the look of a value: at all pixels, or at those of each element."""
+    (gradient,) = torch.autograd.grad(value, pixels, retain_graph=True)
+    shown = pixels.detach()
+    parts = (
+        zip(shown.split(1), gradient.split(1), strict=True) if one_by_one else [(shown, gradient)]
+    )
+    return [_look(channels(part), channels(of_part).abs().sum(dim=1)) for part, of_part in parts]
 
 
 def _look(shown, weight):

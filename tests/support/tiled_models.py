@@ -1,5 +1,8 @@
 """Tiny random models that cut pictures into tiles, with their own processors."""
 
+from types import SimpleNamespace
+from unittest.mock import patch
+
 from picture_models import (
     CHAT,
     COLOURS,
@@ -10,21 +13,14 @@ from picture_models import (
     TILE,
     byte_tokenizer,
     of_pictures,
-    template,
     text,
     vision,
 )
 from transformers import (
-    AyaVisionConfig,
-    AyaVisionForConditionalGeneration,
-    AyaVisionProcessor,
     CLIPVisionConfig,
-    Cohere2Config,
     Idefics3Config,
     Idefics3ForConditionalGeneration,
     Idefics3Processor,
-    InternVLConfig,
-    InternVLForConditionalGeneration,
     LlamaConfig,
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
@@ -34,15 +30,22 @@ from transformers import (
     LlavaOnevisionProcessor,
     Qwen2Config,
     SiglipVisionConfig,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
 )
-from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
-from transformers.models.internvl.processing_internvl import InternVLProcessor
 from transformers.models.llava_next.image_processing_pil_llava_next import (
     LlavaNextImageProcessorPil,
 )
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
     LlavaOnevisionImageProcessorPil,
+)
+from transformers.models.smolvlm import processing_smolvlm
+from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+
+NUMBERED = (
+    *("<fake_token_around_image>", "<global-img>", "<end_of_utterance>"),
+    *(f"<row_{row}_col_{column}>" for row in range(1, 5) for column in range(1, 5)),
 )
 
 
@@ -96,10 +99,7 @@ def llava_onevision():
 
 
 def idefics3():
-    marks = [f"<row_{row}_col_{column}>" for row in range(1, 5) for column in range(1, 5)]
-    tokenizer = byte_tokenizer(
-        "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", *marks
-    )
+    tokenizer = byte_tokenizer(*NUMBERED)
     config = Idefics3Config(
         vision_config=vision(),
         text_config=LlamaConfig(**text(tokenizer)),
@@ -114,49 +114,27 @@ def idefics3():
     return Idefics3ForConditionalGeneration(config), processor
 
 
-def internvl():
-    tokenizer = byte_tokenizer(
-        *("<img>", "</img>", "<video>"),
-        start_image_token="<img>",
-        end_image_token="</img>",
-        context_image_token="<image>",
-        video_token="<video>",
-    )
-    config = InternVLConfig(
+def smolvlm():
+    tokenizer = byte_tokenizer("<video>", *NUMBERED)
+    config = SmolVLMConfig(
         vision_config=vision(),
-        text_config=Qwen2Config(**text(tokenizer)),
+        text_config=LlamaConfig(**text(tokenizer)),
         image_token_id=IMAGE_TOKEN,
-        image_seq_length=(SIDE // 2) ** 2,
+        scale_factor=2,
+        pad_token_id=0,
     )
-    pictures = GotOcr2ImageProcessorPil(size=SQUARE, min_patches=1, max_patches=6, **COLOURS)
-    processor = of_pictures(
-        InternVLProcessor, pictures, tokenizer, image_seq_length=(SIDE // 2) ** 2, **CHAT
+    pictures = SmolVLMImageProcessorPil(
+        size={"longest_edge": 3 * TILE}, max_image_size={"longest_edge": TILE}, **COLOURS
     )
-    return InternVLForConditionalGeneration(config), processor
+    # What it asks of the part for videos, whatever it is given; and a package for videos.
+    videos = SimpleNamespace(num_frames=1, fps=1, size={})
+    with patch.object(processing_smolvlm, "num2words", str):
+        processor = of_pictures(
+            *(processing_smolvlm.SmolVLMProcessor, pictures, tokenizer, videos),
+            image_seq_len=(SIDE // 2) ** 2,
+            **CHAT,
+        )
+    return SmolVLMForConditionalGeneration(config), processor
 
 
-def aya_vision():
-    marks = ("<|START_OF_IMG|>", "<|END_OF_IMG|>", "<|IMG_LINE_BREAK|>", "TILE", "TILE_GLOBAL")
-    tokenizer = byte_tokenizer(*marks)
-    config = AyaVisionConfig(
-        vision_config=SiglipVisionConfig(**vision()),
-        text_config=Cohere2Config(**text(tokenizer, head_dim=8)),
-        image_token_index=IMAGE_TOKEN,
-        alignment_intermediate_size=64,
-    )
-    pictures = GotOcr2ImageProcessorPil(
-        size=SQUARE, crop_to_patches=True, min_patches=1, max_patches=6, **COLOURS
-    )
-    processor = AyaVisionProcessor(
-        *(pictures, tokenizer),
-        patch_size=PATCH,
-        img_size=TILE,
-        downsample_factor=2,
-        image_token="<picture>",
-        img_patch_token="<image>",
-        chat_template=template("<picture>"),
-    )
-    return AyaVisionForConditionalGeneration(config), processor
-
-
-TILED = (llava_next, llava_onevision, idefics3, internvl, aya_vision)
+TILED = (llava_next, llava_onevision, idefics3, smolvlm)

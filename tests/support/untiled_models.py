@@ -20,9 +20,13 @@ from transformers import (
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     Gemma3Processor,
+    Gemma4Config,
+    Gemma4ForConditionalGeneration,
     GemmaConfig,
     Glm4vConfig,
     Glm4vForConditionalGeneration,
+    LightOnOcrConfig,
+    LightOnOcrForConditionalGeneration,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -30,15 +34,21 @@ from transformers import (
     PaliGemmaConfig,
     PaliGemmaForConditionalGeneration,
     PaliGemmaProcessor,
+    PixtralVisionConfig,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
+    Qwen3Config,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
     SiglipVisionConfig,
 )
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
+from transformers.models.gemma4.processing_gemma4 import Gemma4Processor
 from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
 from transformers.models.glm4v.processing_glm4v import Glm4vProcessor
+from transformers.models.lighton_ocr.processing_lighton_ocr import LightOnOcrProcessor
+from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
@@ -179,5 +189,61 @@ def paligemma():
     return PaliGemmaForConditionalGeneration(config), processor
 
 
-FLAT = (llava, gemma3, paligemma)
+def lighton_ocr():
+    tokenizer = byte_tokenizer(
+        "<break>", "<end>", image_break_token="<break>", image_end_token="<end>"
+    )
+    config = LightOnOcrConfig(
+        vision_config=PixtralVisionConfig(**vision(image_size=4 * TILE)),
+        text_config=Qwen3Config(**text(tokenizer, head_dim=8)),
+        image_token_id=IMAGE_TOKEN,
+        spatial_merge_size=MERGED,
+    )
+    pictures = PixtralImageProcessorPil(
+        size={"longest_edge": 4 * TILE},
+        patch_size={"height": MERGED * PATCH, "width": MERGED * PATCH},
+        **COLOURS,
+    )
+    processor = LightOnOcrProcessor(
+        pictures, tokenizer, patch_size=PATCH, spatial_merge_size=MERGED, **CHAT
+    )
+    return LightOnOcrForConditionalGeneration(config), processor
+
+
+def gemma4():
+    tokenizer = byte_tokenizer(
+        *("<boi>", "<eoi>", "<|video|>", "<audio>", "<boa>", "<eoa>"),
+        boi_token="<boi>",
+        eoi_token="<eoi>",
+        audio_token="<audio>",
+        boa_token="<boa>",
+        eoa_token="<eoa>",
+    )
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8}
+    tower = {
+        **{"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, **heads},
+        **{"patch_size": PATCH, "pooling_kernel_size": 3, "position_embedding_size": 256},
+    }
+    config = Gemma4Config(
+        vision_config=tower,
+        text_config=text(tokenizer, head_dim=8, hidden_size_per_layer_input=0),
+        audio_config=None,
+        image_token_id=IMAGE_TOKEN,
+        boi_token_id=4,
+        eoi_token_id=5,
+        video_token_id=6,
+    )
+    pictures = Gemma4ImageProcessorPil(
+        patch_size=PATCH, pooling_kernel_size=3, max_soft_tokens=70, **COLOURS
+    )
+    processor = of_pictures(Gemma4Processor, None, pictures, tokenizer, None, **CHAT)
+    return Gemma4ForConditionalGeneration(config), processor
+
+
+def colours_last(pixels):
+    """Turn rows of patches, [batch, n, PATCH × PATCH × 3], into [batch × n, 3, PATCH, PATCH]."""
+    return pixels.reshape(-1, PATCH, PATCH, 3).permute(0, 3, 1, 2)
+
+
+FLAT = (llava, gemma3, paligemma, lighton_ocr)
 MERGING = (qwen2_vl, qwen3_vl, glm4v)
