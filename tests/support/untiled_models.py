@@ -44,7 +44,6 @@ from transformers import (
 )
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
-from transformers.models.gemma4.processing_gemma4 import Gemma4Processor
 from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
 from transformers.models.glm4v.processing_glm4v import Glm4vProcessor
 from transformers.models.lighton_ocr.processing_lighton_ocr import LightOnOcrProcessor
@@ -211,6 +210,9 @@ def lighton_ocr():
 
 
 def gemma4():
+    # Which takes torchvision before 5.24.
+    from transformers.models.gemma4.processing_gemma4 import Gemma4Processor
+
     tokenizer = byte_tokenizer(
         *("<boi>", "<eoi>", "<|video|>", "<audio>", "<boa>", "<eoa>"),
         boi_token="<boi>",
