@@ -16,10 +16,12 @@ from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.formats.columns import IMAGE, PICTURE, QUERY, SAMPLE_COLUMNS, SOURCE
 from llava_amber_activations.store.samples import SampleRecord
 
+# The answer that the model was given to read.
+GIVEN_ANSWER = "given_answer"
 # Of this project, beside the samples' own.
 _LABELS = (
     *("truth", "hallu", "truth_answer", "dimension", "answer", "correct", "mentions"),
-    "given_response",
+    *("given_response", GIVEN_ANSWER),
 )
 # Of the samples' own columns, those that a benchmark repeats.
 _REPEATED = (IMAGE, QUERY)

@@ -12,6 +12,7 @@ _MEANINGS = {
     "answer": "what the response says, `yes` or `no`; null where it says neither",
     "correct": "whether `answer` is `truth_answer`",
     "given_response": "what was labelled in the place of `response`",
+    "given_answer": "what the model was given to read as its answer",
     "mentions": "words of the response that are annotated: where, and whether they are made up",
 }
 

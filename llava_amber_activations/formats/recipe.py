@@ -229,7 +229,8 @@ class Recipe:
             "max_new_tokens": captured and self.positions != "generated",
             "transcoders_sha256": captured,
             "pool": captured and self.transcoders_sha256 is None,
-            "dataset_revision": not (self.benchmark or HF_PREFIX).startswith(HF_PREFIX),
+            "dataset_revision": self.sources is not None
+            or not (self.benchmark or HF_PREFIX).startswith(HF_PREFIX),
             # A model has a commit on the Hub, or its weights in a folder.
             "revision": self.weights_sha256 is not None,
             "weights_sha256": self.revision is not None,
