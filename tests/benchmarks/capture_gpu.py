@@ -12,6 +12,9 @@ and gets fewer samples, each figure is of its own samples a second. Beside them:
     of peak         the pass's operations (counted by torch) a second, of those of a large product
     idle            share of a capture's time in which no kernel and no copy ran on the GPU
 
+`live` takes batches of 4096 rows of one layer and four targets, mixed, straight from the model: no
+disk, and its own figure of idle time.
+
 `32 + last` is `--positions all --sample-positions 32 --always last`. The disk is that of TMPDIR.
 `--device cpu --layers 4 --hidden-size 64 --vision-layers 2 --last 6 --all 4 --plain 2
 --batch-size 2` tries the script where there is no GPU, in about two minutes.
@@ -40,6 +43,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
+from capture import LiveActivations
 from capture.model.load import CaptureModel, prepare_model
 from capture.model.tiny_model import make_tiny_llava
 from capture.passes.inputs import make_inputs
@@ -49,6 +53,7 @@ from capture.samples.queries import read_queries
 MATRIX = 8192
 FEW = 32
 WRITE_BYTES = 1 << 28
+LIVE_LAYER, LIVE_TARGETS, LIVE_BATCH = 5, 4, 4096
 COLUMNS = (
     *("positions", "", "samples", "samples/s", "of the bare pass", "times the plain script"),
     *("of the disk", "of the smaller", "of peak", "idle", "bytes a sample", "host memory, MB"),
@@ -117,6 +122,30 @@ def matrix_peak(model: CaptureModel) -> float:
         _synchronize(model)
         times.append((time.perf_counter() - began) / 10)
     return 2 * size**3 / min(times)
+
+
+def live(
+    model: CaptureModel, dataset: Path, images: Path, asked: Asked, batch_size: int
+) -> Callable[[], None]:
+    """Return an epoch of batches straight from the model."""
+
+    def run() -> None:
+        opened = LiveActivations(
+            model,
+            dataset,
+            image_dir=images,
+            positions=asked.positions,
+            sample_positions=asked.sample_positions,
+            always=None if asked.sample_positions is None else "last",
+            samples_per_pass=batch_size,
+            chunk_samples=asked.chunk_samples,
+        )
+        layer = min(LIVE_LAYER, opened.layers[-1])
+        for _ in opened.batches(layer, LIVE_TARGETS, batch_size=LIVE_BATCH, shuffle=True):
+            pass
+        _synchronize(model)
+
+    return run
 
 
 def _synchronize(model: CaptureModel) -> None:
@@ -216,12 +245,13 @@ def measure(
         "bare": (bare(model, dataset, images, arguments.batch_size), n_samples),
         "plain": (plain(model, few, images, out, asked.positions), n_plain),
         "capture": (run_ours, n_samples),
+        "live": (live(model, dataset, images, asked, arguments.batch_size), n_samples),
     }
     if asked.sample_positions is not None:
         del candidates["plain"]  # which keeps all positions or the last
     rates: dict[str, list[float]] = {name: [] for name in candidates}
     disk: list[float] = []
-    sizes = {"bare": 0}
+    sizes = {"bare": 0, "live": 0}
     memory = {}
     captured(few)()
     shutil.rmtree(out)
@@ -229,11 +259,11 @@ def measure(
         for name, (run, count) in candidates.items():
             rates[name].append(count / seconds(run))
             memory[name] = psutil.Process().memory_info().rss / 1e6
-            if name != "bare":
+            if out.exists():
                 sizes[name] = size_of(out) // count
                 shutil.rmtree(out)
         disk.append(n_samples / written(folder / "bare-write", sizes["capture"] * n_samples))
-    idle = idle_share(model, run_ours)
+    idle = {name: idle_share(model, candidates[name][0]) for name in ("capture", "live")}
     shutil.rmtree(out, ignore_errors=True)
     lines = []
     for name, measured in rates.items():
@@ -248,7 +278,7 @@ def measure(
                 _of(measured, rates["plain"]) if "plain" in rates else "",
                 *(of_disk, of_smaller),
                 f"{statistics.median(measured) * flop / peak:.2f}",
-                f"{idle:.2f}" if name == "capture" else "",
+                f"{idle[name]:.2f}" if name in idle else "",
                 *(f"{sizes[name]:,}", f"{memory[name]:,.0f}"),
             ]
         )

@@ -1,4 +1,4 @@
-"""Batches straight from the model, beside its bare forward pass.
+"""Batches straight from the model, against its bare forward pass and against SAELens' own store.
 
     python tests/benchmarks/live.py SCRATCH --repeats 5
 
@@ -8,6 +8,11 @@ that were prepared before, eight samples at once, as live passes have them: no h
 read, no prompt made. Live reads the pictures, makes the prompts, taps, checks, mixes and cuts
 batches of 256 rows, in the same process and with the same threads, and its batches are touched as a
 trainer would.
+
+SAELens' `ActivationsStore` (in a virtual environment of its own, see `peer.py`) runs the same
+language model, the same weights, over texts of as many tokens: one hook, its own mixing buffer,
+batches of as many rows. Ours runs it as the language model of the LLaVA, over prompts with a
+picture; positions of its pictures count, the tower's own do not.
 """
 
 from __future__ import annotations
@@ -22,6 +27,7 @@ from pathlib import Path
 import torch
 import transformers
 from capture_cpu import make_input, processor
+from live_peer import saelens_lines
 from measuring import Line, alternate, rates, table, touched
 
 from capture import CaptureModel, LiveActivations, load_model
@@ -110,6 +116,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("scratch", type=Path)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--saelens", type=Path, help="Python of an environment with SAELens")
     arguments = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()
     folder: Path = arguments.scratch
@@ -120,6 +127,8 @@ def main() -> None:
     model = load_model(str(path), dtype="float32", device=torch.device("cpu"))
     began = time.perf_counter()
     lines = live_lines(model, folder, arguments.repeats)
+    if arguments.saelens is not None:
+        lines += saelens_lines(model, folder, arguments.saelens, arguments.repeats)
     print(f"{date.today()}, {processor()}, {torch.get_num_threads()} threads, ", end="")
     print(f"Python {platform.python_version()}, torch {torch.__version__}, transformers ", end="")
     print(f"{transformers.__version__}; medians of {arguments.repeats} (lowest–highest), ", end="")

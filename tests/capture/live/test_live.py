@@ -125,7 +125,7 @@ def test_rows_of_chunks_are_mixed_with_one_another(make_live):
         {"positions": "last"},
         {"positions": "text", "sample_positions": 5, "seed": 7, "always": "last"},
         {"positions": "image", "x_site": "resid_pre", "store_dtype": "float16"},
-        {"positions": "generated", "max_new_tokens": 2, "max_samples": 4},
+        {"positions": "generated", "max_new_tokens": 2, "max_samples": 4, "logprobs": True},
     ],
     ids=str,
 )
