@@ -31,7 +31,7 @@ def check_capture(settings: CaptureSettings) -> Benchmark:
         raise ActivationsError(f"there is no such folder of transcoders: {settings.transcoders}")
     check_place(settings.output_dir)
     for asked in settings.benchmarks:
-        _check_dataset_folder(asked)
+        check_dataset_folder(asked)
     model = look_up_model(settings.model, settings.revision)
     if model.n_layers is not None:
         check_n_targets(settings.n_targets, model.n_layers)
@@ -100,7 +100,7 @@ def _least_rows(query: Query, settings: CaptureSettings, model: NamedModel) -> i
     return tokens if settings.sample_positions is None else min(tokens, settings.sample_positions)
 
 
-def _check_dataset_folder(asked: BenchmarkAsked) -> None:
+def check_dataset_folder(asked: BenchmarkAsked) -> None:
     """Check a dataset that is named as a path, which `datasets` takes seconds to say.
 
     Raises:

@@ -10,8 +10,6 @@ for batch in live.hook_batches(layers=range(32), batch_size=4096):
 
 from __future__ import annotations
 
-import dataclasses
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -21,33 +19,21 @@ import torch
 
 from capture.live.live_model import LiveModel, fingerprint
 from capture.live.live_rows import LiveSource
+from capture.live.options import check_options, live_settings
 from capture.live.wanted import wanted_hooks, wanted_layer
 from capture.model.load import CaptureModel
 from capture.model.named import look_up_model
 from capture.opening import LoadedModel, load, open_capture
 from capture.samples.benchmark import read_benchmark
-from capture.settings import CaptureSettings
 from llava_amber_activations.batches.activation_batches import ActivationBatches, activation_batches
 from llava_amber_activations.batches.hook_batches import AsPairs, HookNames, HooksAsked
 from llava_amber_activations.batches.options import BatchOptions
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.formats.layers import LayerWindow
 from llava_amber_activations.formats.recipe import Recipe, XSite
+from llava_amber_activations.parsing.checked_values import INT32_MAX, check_number
 
 DEFAULT_MIX_ROWS = 65_536
-
-# What a capture can be asked for, and batches cannot: why.
-_NOT_LIVE = {
-    "output_dir": "nothing is written",
-    "force": "nothing is written, so that no disk can be too small",
-    "layers": "batches and hook_batches say which layers they are of",
-    "transcoders": "batches hold no features",
-    "pool": "batches hold no features",
-    "batch_size": "a batch's rows are said to batches and hook_batches, and the samples of a "
-    "forward pass are samples_per_pass",
-}
-_OF_A_LOADED_MODEL = ("dtype", "revision", "device_map")
-_NOWHERE = Path(os.devnull)
 
 
 class LiveActivations:
@@ -59,8 +45,8 @@ class LiveActivations:
     Args:
         model: an id on the Hub, or a folder; or a model that is loaded already, which
             `capture.prepare_model(model, processor, device)` has checked.
-        dataset: a query file, or `hf:` and the name of a dataset.
-        image_dir: folder of the query file's pictures.
+        dataset: a query file, or `hf:` and the name of a dataset; or several of them, in a list.
+        image_dir: folder of the query file's pictures; or one for each dataset, in a list.
         mix_rows: rows that are mixed with one another where batches are shuffled, in memory on the
             model's device (`mix_bytes` says how much).
         samples_per_pass: most samples of a forward pass; None finds the most that fit.
@@ -84,20 +70,10 @@ class LiveActivations:
         device: torch.device | str | None = None,
         **options: Any,
     ) -> None:
-        _check_options(options, is_loaded=isinstance(model, CaptureModel), device=device)
-        if mix_rows < 1:
-            raise ActivationsError(f"mix_rows must be at least 1, got {mix_rows}")
-        if samples_per_pass is not None and samples_per_pass < 1:
-            raise ActivationsError(f"samples_per_pass must be at least 1, got {samples_per_pass}")
+        check_options(options, is_loaded=isinstance(model, CaptureModel), device=device)
+        check_number("mix_rows", mix_rows, 1, INT32_MAX)
         name = _name_of(model)
-        settings = CaptureSettings(
-            model=name,
-            dataset=_paths(dataset, str),
-            image_dir=_paths(image_dir, Path),
-            output_dir=_NOWHERE,
-            batch_size=samples_per_pass,
-            **{key: _as_tuple(value) for key, value in options.items()},
-        )
+        settings = live_settings(name, dataset, image_dir, samples_per_pass, options)
         weights = None
         if isinstance(model, CaptureModel):
             benchmark = read_benchmark(settings)
@@ -236,11 +212,11 @@ class LiveActivations:
 
 def live_activations(
     model: str | Path | CaptureModel,
-    dataset: str | Path,
+    dataset: str | Path | Sequence[str | Path],
     layer: int,
     n_targets: int | None = None,
     *,
-    image_dir: str | Path | None = None,
+    image_dir: str | Path | Sequence[str | Path | None] | None = None,
     batch_size: int = 4096,
     shuffle: bool = False,
     epochs: int | None = 1,
@@ -266,29 +242,6 @@ def live_activations(
     return live.batches(layer, n_targets, batch_size=batch_size, shuffle=shuffle, epochs=epochs)
 
 
-def _check_options(options: Mapping[str, Any], *, is_loaded: bool, device: object) -> None:
-    """Check that options are those of a capture, and go with batches.
-
-    Raises:
-        ActivationsError: one is not, or does not.
-    """
-    known = {each.name for each in dataclasses.fields(CaptureSettings)}
-    for name in options:
-        if name in _NOT_LIVE:
-            raise ActivationsError(f"{name} does not go with live batches: {_NOT_LIVE[name]}")
-        if name not in known:
-            raise ActivationsError(
-                f"LiveActivations has no option {name!r}: its options are those of a capture, "
-                f"{', '.join(sorted(known - _NOT_LIVE.keys()))}"
-            )
-    given = [name for name in _OF_A_LOADED_MODEL if options.get(name) is not None]
-    if is_loaded and (given or device is not None):
-        raise ActivationsError(
-            f"the model is loaded already, and {given[0] if given else 'device'} is decided by "
-            "that: leave it out"
-        )
-
-
 def _name_of(model: str | Path | CaptureModel) -> str:
     if not isinstance(model, CaptureModel):
         return str(model)
@@ -304,16 +257,3 @@ def _device(device: torch.device | str | None) -> torch.device:
     kind = torch.accelerator.current_accelerator()
     assert kind is not None
     return torch.device(kind.type, torch.accelerator.current_device_index())
-
-
-def _paths(given: Any, kind: type[str] | type[Path]) -> Any:
-    """Return one name or path, or a tuple of several."""
-    if given is None:
-        return None
-    if isinstance(given, str | Path):
-        return kind(given)
-    return tuple(None if each is None else kind(each) for each in given)
-
-
-def _as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value

@@ -1,15 +1,18 @@
 """Live batches beside SAELens' `ActivationsStore`, of one hook of the same text model.
 
 Both run the whole language model, random weights of SmolLM2-135M's depth and width, over texts of
-96 tokens, eight at once, and mix rows in a buffer of as many: what is timed is an epoch of ours, and
-as many positions of theirs, which has no epochs, once its buffer has been filled. Theirs gets token
-ids, and ours makes them of the texts. The hook is the MLP's output of one layer, which both read.
+96 tokens, eight at once, and mix rows in a buffer of as many. What is timed is an epoch of ours,
+and as many positions of theirs, which has no epochs, once its buffer has been filled. Theirs gets
+token ids, and ours makes them of the texts. The hook is the MLP's output of one layer, which both
+can read.
 """
 
 from __future__ import annotations
 
 import json
 import random
+import time
+from collections.abc import Callable
 from pathlib import Path
 from string import ascii_lowercase
 
@@ -62,9 +65,7 @@ def saelens_lines(model: CaptureModel, folder: Path, repeats: int) -> list[Line]
     ]
 
 
-def _seconds(run) -> float:
-    import time
-
+def _seconds(run: Callable[[], None]) -> float:
     began = time.perf_counter()
     run()
     return time.perf_counter() - began

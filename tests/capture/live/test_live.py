@@ -11,7 +11,7 @@ from capture import LiveActivations, live_activations, prepare_model
 from capture.model.load import CaptureModel
 from capture.run import capture
 from capture.settings import CaptureSettings
-from llava_amber_activations import ActivationsError
+from llava_amber_activations import KINDS, ActivationsError
 from llava_amber_activations.batches.hook_batches import LayerPairs
 from llava_amber_activations.vectors.finite import finite_rows
 
@@ -138,6 +138,31 @@ def test_options_of_a_capture(make_live, make_disk, options):
     live, disk = live.recipe.to_json(), disk.recipe.to_json()
     live["weights_sha256"] = disk["weights_sha256"]
     assert live == disk
+
+
+def test_a_mixture_with_texts_and_answers(make_live, make_disk, image_dir, tmp_path):
+    """Samples without a picture, systems' turns, given answers: which is which is said of a row."""
+    pictures, texts = tmp_path / "pictures.json", tmp_path / "texts.json"
+    asked = [
+        {"id": n, "image": f"AMBER_{n}.jpg", "query": "Why?", "says": "No reason."}
+        for n in (1, 2, 3)
+    ]
+    pictures.write_text(json.dumps(asked))
+    texts.write_text(json.dumps([{"id": n, "query": f"Text {n}."} for n in range(4)]))
+    options = {
+        "dataset": (pictures, texts),
+        "image_dir": (image_dir, None),
+        "answer_column": ("says", None),
+        "system": "Be brief.",
+    }
+    live, disk = make_live(**options), make_disk(**options)
+    text = live.recipe.sources[1].name
+    wanted = ({}, {"where": {"source": text}}, {"where": {"kind": ["answer", "system"]}})
+    for some in wanted:
+        batches = {"layer": 1, "n_targets": 1, "batch_size": 30, **some}
+        check_same_batches(live.batches(**batches), disk.batches(**batches))
+    kinds = {KINDS[code] for code in rows_of(live.batches(1, 1))["kind"].tolist()}
+    assert kinds == {"text", "image", "answer", "system"}
 
 
 def test_prefixes_are_shared_as_a_capture_shares_them(make_live, make_disk, two_of_each):
@@ -396,8 +421,14 @@ def test_the_bytes_of_the_buffer_are_said(live):
         ({"postions": "all"}, "no option 'postions'"),
         ({"dtype": "float32"}, "loaded already, and dtype"),
         ({"device": "cpu"}, "loaded already, and device"),
-        ({"mix_rows": 0}, "mix_rows must be at least 1"),
-        ({"samples_per_pass": 0}, "samples_per_pass must be at least 1"),
+        ({"mix_rows": 0}, "mix_rows must be from 1"),
+        ({"samples_per_pass": 0}, "samples_per_pass must be from 1"),
+        ({"chunk_samples": 0}, "chunk_samples must be from 1"),
+        ({"positions": "first"}, "positions must be one of last, all"),
+        ({"on_error": "go on"}, "on_error must be one of stop, skip"),
+        ({"max_new_tokens": 4}, "goes with positions='generated'"),
+        ({"logprobs": True}, "logprobs is of the tokens of answers"),
+        ({"split": "train"}, "--split goes with"),
     ],
 )
 def test_options_that_do_not_go_with_batches(make_live, options, why):
