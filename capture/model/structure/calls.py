@@ -240,8 +240,8 @@ class Listening:
             if isinstance(value, torch.Tensor) and value.ndim > 1:
                 call.width = value.shape[-1]
                 if value.numel() == self._n_rows * call.width:
-                    n_places = min(_MOST_PLACES, self._n_rows - 1)
-                    call.places = torch.linspace(self._n_rows - 1, 1, n_places).long()
+                    n_places = min(_MOST_PLACES, self._n_rows // 2)
+                    call.places = torch.linspace(self._n_rows - 1, 1, max(n_places, 1)).long()
                     call.at_places = value.reshape(-1, call.width)[call.places]
             call.end = layer.clock
             layer.clock += 1

@@ -11,7 +11,7 @@ from llava_amber_activations.errors import ActivationsError
 
 # Largest relative error of a row that products of other shapes explain, at least; and in units.
 _LEAST, _UNITS = 1e-2, 8
-# An expert that two rows' rounding decides may be another one: so many of the rows must agree.
+# Where rows are computed in another product, rounding may decide for another expert here and there.
 _SHARE = 0.75
 
 
@@ -20,12 +20,13 @@ def is_alone_at_each_position(call: Call) -> bool:
 
     That is what tells an MLP from an attention, a convolution or a recurrence. The module is run
     once more on a few positions, in reverse order. Where it gets other tensors besides, which may
-    belong to positions, it is run on all of them, the others negated.
+    belong to positions, it is run on all of them, the others negated and in each other's place.
 
     Returns:
-        False also where it cannot be run again.
+        False also where it cannot be run again, and where it gets what can remember, as a cache.
     """
-    if call.places is None or call.at_places is None:
+    values = (*call.args, *call.kwargs.values())
+    if call.places is None or call.at_places is None or not all(map(_is_plain, values)):
         return False
     try:
         given = first_tensor(call.args, call.kwargs)
@@ -34,10 +35,11 @@ def is_alone_at_each_position(call: Call) -> bool:
             return False
         some = rows[call.places]
         with torch.no_grad():
-            if _is_only_tensor(call, given):
+            is_apart = _is_only_tensor(call, given)
+            if is_apart:
                 found = _run(call, given, some.reshape(*[1] * (given.ndim - 2), *some.shape))
             else:
-                changed = -rows
+                changed = -rows.roll(1, 0)
                 changed[call.places] = some
                 found = _run(call, given, changed.reshape(given.shape))[call.places]
     except (ActivationsError, RuntimeError, ValueError, TypeError, IndexError, AttributeError):
@@ -45,7 +47,11 @@ def is_alone_at_each_position(call: Call) -> bool:
     expected = call.at_places.double()
     apart = (found.double() - expected).norm(dim=-1) / expected.norm(dim=-1).clamp_min(1e-30)
     allowed = max(_LEAST, _UNITS * torch.finfo(found.dtype).eps)
-    return bool((apart <= allowed).double().mean() >= _SHARE)
+    return bool((apart <= allowed).double().mean() >= (_SHARE if is_apart else 1))
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, torch.Tensor | bool | int | float | str | tuple)
 
 
 def _is_only_tensor(call: Call, given: torch.Tensor) -> bool:

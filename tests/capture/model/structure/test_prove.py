@@ -356,3 +356,35 @@ def test_configs_that_say_too_little():
 def test_a_model_that_does_not_run():
     with pytest.raises(CannotRunError, match=r"does not run on a short text \(IndexError: "):
         prove_decoder(model_of(Layer), {"input_ids": IDS + T})
+
+
+class Remembering(Attention):
+    """An attention whose keys stand in a cache that it was given, and is given again."""
+
+    def forward(self, x, cache):
+        cache.setdefault(id(self), x)
+        return super().forward(cache[id(self)])
+
+
+class Cached(Layer):
+    """The attention's output is normed, and added as an MLP's might be."""
+
+    def build(self):
+        self.mixes = Remembering()
+
+    def attended(self, x):
+        return x + self.after(self.mixes(self.before(x), {})[0])
+
+
+def test_what_remembers_is_no_mlp():
+    """It answers as before, whatever the other positions' input is."""
+    decoder = prove_decoder(model_of(Cached), {"input_ids": IDS}).decoder
+    assert decoder.sites("resid_mid") == {"x": "input of between", "mlp_out": "output of thinks"}
+    assert {block.adds.path for block in decoder.blocks} == {"thinks"}
+    with pytest.raises(ActivationsError, match="decoder layer 0 adds the output of"):
+        prove_decoder(model_of(CachedAlone), {"input_ids": IDS})
+
+
+class CachedAlone(Cached):
+    def forward(self, x):
+        return self.attended(x)
