@@ -26,6 +26,9 @@ PROMPT_TEMPLATES = ("chat", "none")
 # Where each of several datasets has an option of its own, what stands for none of it.
 NOT_GIVEN = "-"
 
+# Positions among which some may be of an answer; the last one is, where a sample has one.
+_WITH_ANSWERS = ("all", "last", "generated", "answer")
+
 _T = TypeVar("_T")
 OneOrEach: TypeAlias = _T | tuple[_T, ...]
 """One value for all datasets, or a tuple of one for each of them, in their order."""
@@ -163,7 +166,7 @@ class CaptureSettings:
     @property
     def keeps_answers(self) -> bool:
         """Whether kept positions may be of an answer, which `logprobs` says something of."""
-        return self.positions == "generated"
+        return self.always == "last" or self.positions in _WITH_ANSWERS
 
     @property
     def samples_per_chunk(self) -> int:

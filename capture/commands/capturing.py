@@ -157,7 +157,7 @@ def capture_command(
     if logprobs and not settings.keeps_answers:
         raise typer.BadParameter(
             f"--logprobs is of the tokens of answers, and --positions {positions} keeps none of "
-            "them here: leave it out, or ask for --positions generated"
+            "them: leave it out, or ask for --positions generated, answer or all"
         )
     from capture.beforehand import check_capture
 

@@ -27,6 +27,7 @@ from llava_amber_activations.formats.columns import (
     EXTRA_ROW_TENSORS,
     GENERATED,
     LOGPROB,
+    NO_PATCH,
     OPTIONAL_ROW_TENSORS,
     ROW_TENSORS,
     TILE,
@@ -230,7 +231,7 @@ def _gathered(
     """Join what the parts of a batch gathered, and compute the features of it."""
     vectors = parts[0][0] if len(parts) == 1 else torch.cat([part for part, _ in parts], dim=1)
     columns = {
-        name: torch.cat([rows.columns[name] for _, rows in parts])
+        name: torch.cat([_column(rows, name) for _, rows in parts])
         for name in row_tensors(extra_row_tensors(model, settings))
     }
     element = torch.cat([rows.element for _, rows in parts]).to(model.device)
@@ -242,3 +243,10 @@ def _gathered(
         for layer, encoder in encoders.items()
     }
     return GatheredBatch(prepared, vectors, columns, features=features)
+
+
+def _column(rows: ChosenRows, name: str) -> torch.Tensor:
+    """Return a row tensor, also that of tiles where a batch has no picture to cut."""
+    if name == TILE and TILE not in rows.columns:
+        return torch.full((len(rows.element),), NO_PATCH, dtype=torch.int32)
+    return rows.columns[name]

@@ -10,7 +10,14 @@ from single_pass import Reference, SinglePass
 def run_text(
     reference: Reference, prompt: str, picture: Path | None = None, answer: str = ""
 ) -> SinglePass:
-    """Run one prompt, and what follows it, tokenised apart from it.
+    """Run one prompt, and what follows it, tokenised apart from it."""
+    return hooked(reference, inputs_of(reference, prompt, picture, answer))
+
+
+def inputs_of(
+    reference: Reference, prompt: str, picture: Path | None, answer: str
+) -> dict[str, torch.Tensor]:
+    """Return the inputs of a prompt, and what follows it.
 
     The tokens of the tiny models are bytes, so that no two texts have tokens together.
     """
@@ -23,8 +30,7 @@ def run_text(
             )
     after = reference.processor.tokenizer(answer, add_special_tokens=False, return_tensors="pt")
     ids = torch.cat([inputs["input_ids"], after["input_ids"].long()], dim=1)
-    inputs |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    return hooked(reference, inputs)
+    return inputs | {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 @torch.no_grad()

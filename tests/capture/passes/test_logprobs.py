@@ -1,10 +1,14 @@
 """How likely the tokens of answers were, by the whole model's logits, one text at a time."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from single_pass import Reference
 from small_configs import TEXT, VISION
+from text_pass import inputs_of
 from transformers import (
     AyaVisionConfig,
     AyaVisionForConditionalGeneration,
@@ -20,6 +24,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from capture.model.tiny_model import make_tiny_llava
 from capture.passes.logprobs import check_head, head_logits, read_logprobs
 from capture.passes.positions import PositionChoice, select_rows
 from llava_amber_activations import ActivationsError
@@ -165,6 +170,54 @@ def test_half_precision():
     tokens = rows.columns["token_id"][first].long()
     expected = torch.log_softmax(logits, -1)[torch.arange(len(tokens)), tokens]
     assert torch.allclose(logprobs[first], expected, atol=1e-6)
+
+
+ANSWERED = ["A cat on a mat.", "Two dogs", "ü", "Nothing at all is here."]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return make_tiny_llava(tmp_path_factory.mktemp("model") / "tiny", n_layers=2)
+
+
+@pytest.mark.parametrize("positions", ["all", "answer"])
+@pytest.mark.parametrize("reuse_prefix", [False, True])
+def test_answers_that_were_given(make_store, tiny, image_dir, tmp_path, positions, reuse_prefix):
+    """Two on each of two pictures, whose prefixes are computed once or not; and a text."""
+    entries = [
+        {"id": n, "image": f"AMBER_{1 + n // 2}.jpg", "query": "What?", "text": answer}
+        for n, answer in enumerate(ANSWERED)
+    ]
+    entries.append({"id": 9, "query": "Who?", "text": "A fox."})
+    queries = tmp_path / "queries.json"
+    queries.write_text(json.dumps(entries), encoding="utf-8")
+    asked = {"positions": positions, "reuse_prefix": reuse_prefix, "logprobs": True}
+    path = tmp_path / "store"
+    sizes = {"n_targets": 1, "batch_size": 3, "chunk_samples": 5}
+    make_store(path, model=str(tiny), dataset=queries, answer_column="text", **sizes, **asked)
+    rows = load_file(path / "chunks" / "chunk-00000.safetensors")
+    known = rows["logprob"].isfinite()
+    assert torch.equal(known, rows["kind"] == 3)
+    single = Reference(tiny)
+    for sample, entry in enumerate(entries):
+        image = image_dir / entry["image"] if "image" in entry else None
+        prompt = f"USER: {'<image>' + chr(10) if image else ''}{entry['query']} ASSISTANT:"
+        inputs = inputs_of(single, prompt, image, entry["text"])
+        ids = inputs["input_ids"][0]
+        with torch.inference_mode():
+            every = torch.log_softmax(single.model(**inputs).logits[0].double(), dim=-1)
+        n_answer = len(entry["text"].encode())
+        at = range(len(ids) - n_answer, len(ids))
+        own = known & (rows["sample"] == sample)
+        assert rows["position"][own].tolist() == list(at)
+        expected = torch.stack([every[n - 1, ids[n]] for n in at])
+        assert torch.allclose(rows["logprob"][own].double(), expected, atol=1e-4)
+
+
+def test_no_sample_has_an_answer(make_store, tmp_path):
+    """It is said before the model is loaded."""
+    with pytest.raises(ActivationsError, match="no sample has one: name their column"):
+        make_store(tmp_path / "store", positions="all", logprobs=True)
 
 
 def test_a_whole_that_asks_more_than_its_head(monkeypatch):
