@@ -115,9 +115,9 @@ def hand_over(
                 progress.update(sum(plan.sizes) - sum(plan.sizes[chunk] for chunk in missing))
                 for run in _runs(missing):
                     batches.load_state_dict({**start, "rows_done": plan.first_row(run.start)})
-                    supply = _RowSupply(_of_dtype(iter(batches), note))
+                    supply = _RowSupply(_of_dtype(iter(batches), note), said)
                     for chunk in run:
-                        _write_chunk(out, layout, plan, chunk, supply, said, progress)
+                        _write_chunk(out, layout, plan, chunk, supply, progress)
             _finish(out, note, layout, plan)
         return HandoverResult(
             note=note,
@@ -178,9 +178,14 @@ def _runs(numbers: Sequence[int]) -> Iterator[range]:
 
 
 class _RowSupply:
-    """The rows of batches, as many at a time as are asked for."""
+    """The rows of batches, as many at a time as are asked for.
 
-    def __init__(self, batches: Iterator[Rows]) -> None:
+    Attributes:
+        said: what is said of each row, and its dtype.
+    """
+
+    def __init__(self, batches: Iterator[Rows], said: Mapping[str, torch.dtype]) -> None:
+        self.said = said
         self._batches = batches
         self._left: Rows = {}
 
@@ -227,18 +232,12 @@ def _of_dtype(batches: Iterator[Rows], note: HandoverNote) -> Iterator[Rows]:
 
 
 def _write_chunk(
-    out: Path,
-    layout: Layout,
-    plan: ChunkPlan,
-    chunk: int,
-    supply: _RowSupply,
-    said: Mapping[str, torch.dtype],
-    progress: Progress,
+    out: Path, layout: Layout, plan: ChunkPlan, chunk: int, supply: _RowSupply, progress: Progress
 ) -> None:
     """Write a chunk, and when its files are whole what says so."""
     size = plan.sizes[chunk]
     names = layout.files(chunk, len(plan.sizes))
-    numbers = {name: torch.empty(size, dtype=dtype) for name, dtype in said.items()}
+    numbers = {name: torch.empty(size, dtype=dtype) for name, dtype in supply.said.items()}
     with ExitStack() as files:
         partials = [files.enter_context(written_whole(place_of(out, name))) for name in names]
         with layout.open(partials, size) as opened:
