@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builder.build import build
+from builder.samples.asked import SamplesAsked
 from capture.model.tiny_model import make_tiny_llava
 from capture.recapture import recapture
 from capture.samples.mixture import order, source_names
@@ -155,11 +156,22 @@ def test_a_mixture_to_train_from(mixed_store, image_dir, model, tmp_path):
     table = datasets.load_dataset(str(tmp_path / "dataset"), "samples", split="train")
     assert table["source"] == [record["source"] for record in records]
     assert table["image"] == [record["image"] for record in records]
+    answers = [record.get("answer") for record in records]
+    assert table["given_answer"] == answers and "Photograph 0" in answers
     view = load_activations(str(tmp_path / "dataset"), layer=1, n_targets=2)
     n_rows = 0
     for batch in activation_batches(view, batch_size=64, shuffle=True, seed=0):
         n_rows += len(batch["x"])
     assert n_rows == len(rows)
+
+
+def test_annotations_of_ids_that_stand_for_several(mixed_store, tmp_path):
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps([{"id": 0, "truth": "yes"}]))
+    asked = SamplesAsked(annotations=path)
+    with pytest.raises(ActivationsError, match="id 0 is of a sample of questions and of one of ca"):
+        build(mixed_store, tmp_path / "dataset", configs=["all_layers"], samples=asked)
+    assert not (tmp_path / "dataset").exists()
 
 
 def test_what_is_begun_goes_on_with_the_same_mixture(make_store, mixture, mixed_store, tmp_path):

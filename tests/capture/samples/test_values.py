@@ -1,16 +1,24 @@
 """Texts without pictures, chats, systems' turns and given answers: against a single pass each."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from single_pass import Reference
 from text_pass import run_text
+from typer.testing import CliRunner
 
+from capture.model.load import load_model
 from capture.model.tiny_model import make_tiny_llava
+from capture.passes.prompts import least_rows, make_prompts
 from capture.recapture import recapture
+from capture.samples.queries import read_query_file
+from capture.settings import CaptureSettings
 from llava_amber_activations import ActivationsError
+from llava_amber_activations.cli.app import assemble
+from llava_amber_activations.store.samples import Turn
 
 CPU = torch.device("cpu")
 LAYERS = 4
@@ -231,3 +239,64 @@ def test_plain_text_is_captured_again(capture_entries, model):
     store = capture_entries(entries, prompt_template="none", image_dir=None)
     found = recapture(store, model=str(model), image_dir=None, n_samples=2, seed=0, device=CPU)
     assert found.samples == [0, 1] and found.largest_error < 1e-5
+
+
+@pytest.mark.parametrize("always", [None, "last"])
+@pytest.mark.parametrize("positions", ["last", "all", "image", "text", "answer"])
+def test_rows_are_known_before_the_model_runs(
+    capture_entries, model, captions, tmp_path, positions, always
+):
+    """Of samples with pictures and answers, with neither, and with a system's turn."""
+    entries = [*captions, {"image": None, "query": "Caption nothing.", "captions": "No."}]
+    options = {"positions": positions, "always": always, "answer_column": "captions"}
+    store = capture_entries(entries, system=COMMENT, **options)
+    n_rows = sum(record["n_rows"] for record in records_of(store))
+    recipe = json.loads((store / "capture.json").read_text())
+    settings = CaptureSettings(
+        *(str(model), next(iter(store.parent.glob("*.json"))), None, tmp_path),
+        system=COMMENT,
+        **options,
+    )
+    asked = replace(settings.benchmarks[0], image_dir=None)
+    queries = [
+        replace(query, history=(Turn("system", COMMENT),))
+        for query in read_query_file(asked).queries
+    ]
+    loaded = load_model(str(model), dtype="float32", device=CPU)
+    assert least_rows(make_prompts(queries, loaded, None), queries, settings) == n_rows
+    assert recipe["answer_column"] == "captions"
+
+
+def test_what_is_read_must_fit_the_model(capture_entries, captions):
+    """Prompt and answer together."""
+    with pytest.raises(ActivationsError, match=r"sample 0 has 4\d{3} tokens with its picture and"):
+        capture_entries(
+            [{**captions[0], "captions": "x" * 4090}], answer_column="captions", on_error="stop"
+        )
+
+
+def test_positions_that_no_sample_has(capture_entries):
+    for positions, said in (("answer", "no sample has one: give --answer"), ("image", "pictures")):
+        with pytest.raises(ActivationsError, match=said):
+            capture_entries([{"query": "?"}], positions=positions, image_dir=None)
+    with pytest.raises(ActivationsError, match="names a picture: leave --image-dir out"):
+        capture_entries([{"query": "?"}])
+    with pytest.raises(ActivationsError, match="holds '<image>'"):
+        capture_entries([{"query": "<image>"}], prompt_template="none", image_dir=None)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--answer-column", "a", "--positions", "generated"], "--answer-column gives the model"),
+        (["--weight", "1"], "--weight goes with several --dataset"),
+        (["--dataset", "b.json", "--weight", "1", "--weight", "2", "--weight", "3"], "is given 3"),
+        (["--dataset", "b.json", "--image-dir", "a"] * 2 + ["--split", "-"] * 2, "--image-dir is"),
+        (["--prompt-template", "raw"], "--prompt-template is chat or none, not 'raw'"),
+    ],
+)
+def test_wrong_usage(options, said):
+    command = ["capture", "--model", "m", "--dataset", "a.json", "--output-dir", "store"]
+    result = CliRunner().invoke(assemble(), [*command, *options])
+    assert result.exit_code == 2
+    assert said in " ".join(result.output.replace("│", " ").split())
