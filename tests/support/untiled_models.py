@@ -35,6 +35,8 @@ from transformers import (
     PaliGemmaForConditionalGeneration,
     PaliGemmaProcessor,
     PixtralVisionConfig,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     Qwen3Config,
@@ -48,6 +50,7 @@ from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProce
 from transformers.models.glm4v.processing_glm4v import Glm4vProcessor
 from transformers.models.lighton_ocr.processing_lighton_ocr import LightOnOcrProcessor
 from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
+from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
@@ -116,6 +119,22 @@ def qwen2_vl():
     )
     processor = of_pictures(Qwen2VLProcessor, _merging(Qwen2VLImageProcessorPil), tokenizer, **CHAT)
     return Qwen2VLForConditionalGeneration(config), processor
+
+
+def qwen2_5_vl():
+    """Its tower deals the patches out to windows, and puts them back in order."""
+    tokenizer, ids = _frames_and_marks()
+    tower = {
+        **{"depth": 1, "hidden_size": 16, "out_hidden_size": 32, "num_heads": 2},
+        **{"patch_size": PATCH, "intermediate_size": 32, "fullatt_block_indexes": []},
+        "window_size": 4 * PATCH,
+    }
+    config = Qwen2_5_VLConfig(
+        text_config=text(tokenizer, rope_parameters=_rope(1, 1, 2)), vision_config=tower, **ids
+    )
+    pictures = _merging(Qwen2VLImageProcessorPil)
+    processor = of_pictures(Qwen2_5_VLProcessor, pictures, tokenizer, **CHAT)
+    return Qwen2_5_VLForConditionalGeneration(config), processor
 
 
 def qwen3_vl():
@@ -248,4 +267,4 @@ def colours_last(pixels):
 
 
 FLAT = (llava, gemma3, paligemma, lighton_ocr)
-MERGING = (qwen2_vl, qwen3_vl, glm4v)
+MERGING = (qwen2_vl, qwen2_5_vl, qwen3_vl, glm4v)
