@@ -100,7 +100,8 @@ def prove_decoder(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Prove
             block, resid_mid, mlp_in = find_block(calls)
             found: _Found | NoBlockError = _Found(block, (resid_mid, mlp_in))
         except NoBlockError as error:
-            found = error
+            # Its frames hold all that the layer computed.
+            found = error.with_traceback(None)
         heard.setdefault(place, []).append(found)
 
     with Listening(layers, inputs["input_ids"].numel(), width, hear):
