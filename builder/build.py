@@ -44,6 +44,7 @@ from builder.shards.write import finish_shards, write_shards
 from llava_amber_activations.console.verbosity import note
 from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.files.leftovers import remove, unfinished_path
+from llava_amber_activations.formats.columns import SOURCE
 from llava_amber_activations.formats.dataset_folder import (
     ALL_LAYERS,
     DEFAULT_CONFIG,
@@ -166,7 +167,8 @@ def build(
         if ranks.world_size > 1:
             launch = launched.enter_context(begun_launch(begun.ranks))
         # First, because a picture that is not the one that was captured ends the build.
-        files = write_samples(folder, records, joined, samples, recipe)
+        sources = SOURCE in recipe.extra_columns
+        files = write_samples(folder, records, joined, samples, recipe.n_layers, sources=sources)
         if launch is not None:
             make_mine(begun)
             wait_for_others(begun.ranks, launch, ranks)

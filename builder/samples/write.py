@@ -12,14 +12,12 @@ from builder.samples.asked import SamplesAsked
 from builder.samples.pictures import Pictures
 from builder.samples.table import Columns, columns_of_counts, columns_of_records
 from builder.shards.writer import open_shard
-from llava_amber_activations.formats.columns import SOURCE
 from llava_amber_activations.formats.dataset_folder import (
     SAMPLES,
     SAMPLES_SPLIT,
     FileEntry,
     shard_path,
 )
-from llava_amber_activations.formats.recipe import Recipe
 from llava_amber_activations.formats.schema import samples_schema, with_features
 from llava_amber_activations.store.samples import SampleRecord
 
@@ -33,13 +31,14 @@ def write_samples(
     records: Sequence[SampleRecord],
     joined: pa.Table,
     asked: SamplesAsked,
-    recipe: Recipe,
+    n_layers: int,
+    *,
+    sources: bool = False,
 ) -> dict[str, FileEntry]:
     """Write the config of a captured store into a dataset folder.
 
     Args:
-        joined: as `columns_of_records` takes it.
-        recipe: of the store.
+        joined: as `columns_of_records` takes it; and so `sources`.
 
     Returns:
         The file's entry, by its path.
@@ -51,10 +50,7 @@ def write_samples(
     pictures = (
         None if folder_of_pictures is None else Pictures(folder_of_pictures, asked.picture_size)
     )
-    sources = SOURCE in recipe.extra_columns
-    schema = samples_schema(
-        recipe.n_layers, joined.schema, pictures=pictures is not None, sources=sources
-    )
+    schema = samples_schema(n_layers, joined.schema, pictures=pictures is not None, sources=sources)
     columns = columns_of_records(records, joined, pictures, sources=sources)
     return _write(folder, schema, columns)
 
