@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import get_worker_info
 
 from capture.live.chunk_rows import ChunkRows, RowFilter, Tensors, keep_wanted
+from capture.live.delivery import deliver
 from capture.live.live_model import LiveModel
 from capture.live.wanted import WantedVectors
 from capture.live.windows import (
@@ -35,7 +36,6 @@ from llava_amber_activations.store.layout import recipe_chunks
 from llava_amber_activations.streams.parts import Part
 from llava_amber_activations.streams.row_choice import RowChoice
 from llava_amber_activations.vectors.batch import Batch
-from llava_amber_activations.vectors.gather import beyond_float16
 
 
 @dataclass(frozen=True)
@@ -190,12 +190,12 @@ class LiveRows:
                 given = stop
                 if n_held == order.batch_size:
                     position = position.after(n_held, window.after(given).numbers())
-                    batch, held, n_held = self._batch(held), [], 0
+                    batch, held, n_held = self._delivered(held), [], 0
                     yield position, batch
             last = window.after(given).numbers()
             del window
         if n_held and not order.drop_last:
-            yield position.after(n_held, last), self._batch(held)
+            yield position.after(n_held, last), self._delivered(held)
         self._say_skipped()
         if not n_found and not begin.rows_done:
             raise self._nothing()
@@ -256,16 +256,8 @@ class LiveRows:
                 batches = [chunk.batches.pop(0) for _ in range(len(chunk.batches))]
                 yield ChunkRows(batches, wanted, self._ids, dtype)
 
-    def _batch(self, parts: list[Tensors]) -> Batch:
-        """Join what a batch is made of, in the dtype and on the device that are wanted."""
-        batch = Batch()
-        for name in parts[0]:
-            tensors = [part[name] for part in parts]
-            tensor = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
-            if name in self._wanted.named and self._dtype is not None:
-                tensor = _converted(tensor, self._dtype)
-            batch[name] = tensor if self._device is None else tensor.to(self._device)
-        return batch
+    def _delivered(self, parts: list[Tensors]) -> Batch:
+        return deliver(parts, self._wanted.named, self._dtype, self._device)
 
     def _buffer(self) -> Tensors:
         """Make the memory that rows are mixed in.
@@ -303,20 +295,6 @@ class LiveRows:
         return ActivationsError(
             f"none of the rows that the model gave is one with {self._choice}: ask for others"
         )
-
-
-def _converted(vectors: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return vectors, all of them finite, in another dtype.
-
-    Raises:
-        ActivationsError: it cannot hold one of their numbers.
-    """
-    converted = vectors.to(dtype)
-    if dtype == torch.float16 != vectors.dtype:
-        n_lost = int(converted.isfinite().all(dim=-1).logical_not().sum())
-        if n_lost:
-            raise beyond_float16(n_lost)
-    return converted
 
 
 def _not_in_workers() -> ActivationsError:

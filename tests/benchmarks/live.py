@@ -9,10 +9,8 @@ read, no prompt made. Live reads the pictures, makes the prompts, taps, checks, 
 batches of 256 rows, in the same process and with the same threads, and its batches are touched as a
 trainer would.
 
-SAELens' `ActivationsStore` (in a virtual environment of its own, see `peer.py`) runs the same
-language model, the same weights, over texts of as many tokens: one hook, its own mixing buffer,
-batches of as many rows. Ours runs it as the language model of the LLaVA, over prompts with a
-picture; positions of its pictures count, the tower's own do not.
+SAELens' `ActivationsStore`, in a virtual environment of its own (`peer.py`), runs the same language
+model over texts; `live_peer.py` says what is compared.
 """
 
 from __future__ import annotations
@@ -37,7 +35,7 @@ from capture.pipeline import PassSetup
 from llava_amber_activations.store.layout import recipe_chunks
 
 N_LAYERS, WIDTH, IMAGE_SIZE = 30, 576, 112
-N_SAMPLES, PER_PASS, BATCH = 24, 8, 256
+N_SAMPLES, PER_PASS, BATCH = 16, 8, 256
 LAYER, N_TARGETS = 5, 4
 MIX_ROWS = 1024
 
@@ -116,7 +114,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("scratch", type=Path)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--saelens", type=Path, help="Python of an environment with SAELens")
+    parser.add_argument("--without-saelens", action="store_true")
     arguments = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()
     folder: Path = arguments.scratch
@@ -127,8 +125,8 @@ def main() -> None:
     model = load_model(str(path), dtype="float32", device=torch.device("cpu"))
     began = time.perf_counter()
     lines = live_lines(model, folder, arguments.repeats)
-    if arguments.saelens is not None:
-        lines += saelens_lines(model, folder, arguments.saelens, arguments.repeats)
+    if not arguments.without_saelens:
+        lines += saelens_lines(model, folder, arguments.repeats)
     print(f"{date.today()}, {processor()}, {torch.get_num_threads()} threads, ", end="")
     print(f"Python {platform.python_version()}, torch {torch.__version__}, transformers ", end="")
     print(f"{transformers.__version__}; medians of {arguments.repeats} (lowest–highest), ", end="")
