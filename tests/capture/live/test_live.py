@@ -209,10 +209,11 @@ def test_a_state_goes_on_with_the_next_row(make_live, live, options):
     whole = list(live.batches(**options))
     running = live.batches(**options)
     for number, _ in enumerate(running, start=1):
-        if number % 3 and number != len(whole) // 2:
+        # In the first window, in a later one, at the end of an epoch, and behind it.
+        if number not in (1, 4, len(whole) // 2, len(whole) // 2 + 2):
             continue
         state = json.loads(json.dumps(running.state_dict()))
-        resumed = make_live().batches(**options)
+        resumed = (make_live() if number == 4 else live).batches(**options)
         resumed.load_state_dict(state)
         rest = list(resumed)
         assert len(rest) == len(whole) - number
