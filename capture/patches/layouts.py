@@ -12,6 +12,7 @@ from capture.patches.canvas import tiles_on_canvas
 from capture.patches.grids import nowhere
 from capture.patches.marked import (
     numbered_tiles,
+    numbered_tiles_of_shapes,
     rows_with_breaks,
     separated_tiles,
     tiles_after_whole,
@@ -27,6 +28,8 @@ _TILES: Mapping[str, _Layout] = {
     "LlavaOnevisionProcessor": unpadded,
     "Idefics3Processor": numbered_tiles,
     "SmolVLMProcessor": numbered_tiles,
+    "GraniteDoclingProcessor": numbered_tiles,
+    "Lfm2VlProcessor": numbered_tiles_of_shapes,
     "Llama4Processor": separated_tiles,
     "Ovis2Processor": tiles_after_whole,
     "InternVLProcessor": tiles_on_canvas,

@@ -27,17 +27,23 @@ def numbered_tiles(processor: Any, seen: SeenPicture) -> torch.Tensor | None:
 
     Idefics3, SmolVLM: `<row_1_col_1>` before each tile, `<global-img>` before the whole.
     """
-    runs = seen.runs()
-    numbers = [_row_and_column(processor, seen, start) for start, _ in runs]
-    tiles = [number for number in numbers if number is not None]
-    if tiles:
-        tile_rows, tile_columns = map(max, zip(*tiles, strict=True))
-    else:
-        tile_rows = tile_columns = 0
-    reading_order = [(1 + n // tile_columns, 1 + n % tile_columns) for n in range(len(tiles))]
-    if tiles != reading_order or numbers[: len(tiles)] != tiles:
+    lie = _how_tiles_lie(processor, seen)
+    return None if lie is None else tiles_then_whole(seen, *lie)
+
+
+def numbered_tiles_of_shapes(processor: Any, seen: SeenPicture) -> torch.Tensor | None:
+    """Place the same where the whole picture keeps its shape (LFM2-VL).
+
+    `spatial_shapes` says the (rows, columns) of each tile and each whole picture of the batch, one
+    after the other, before they are merged.
+    """
+    lie, runs = _how_tiles_lie(processor, seen), seen.runs()
+    if lie is None or len(runs) != lie[0] * lie[1] + 1:
         return None
-    return tiles_then_whole(seen, tile_rows, tile_columns)
+    merged = seen.inputs["spatial_shapes"] // processor.image_processor.downsample_factor
+    shapes = merged[seen.n_runs_before :][: len(runs)].tolist()
+    last = whole(*shapes[-1])
+    return torch.cat([tiled(*lie, *shapes[0]), last]) if len(runs) > 1 else last
 
 
 def separated_tiles(processor: Any, seen: SeenPicture) -> torch.Tensor | None:
@@ -76,6 +82,24 @@ def tiles_then_whole(seen: SeenPicture, tile_rows: int, tile_columns: int) -> to
 
 def _count(processor: Any, seen: SeenPicture, token: str) -> int:
     return int((seen.ids == processor.tokenizer.convert_tokens_to_ids(token)).sum())
+
+
+def _how_tiles_lie(processor: Any, seen: SeenPicture) -> tuple[int, int] | None:
+    """Return how many rows and columns of numbered tiles there are: (0, 0) for none.
+
+    None where they do not come first, or not in reading order.
+    """
+    numbers = [_row_and_column(processor, seen, start) for start, _ in seen.runs()]
+    tiles = [number for number in numbers if number is not None]
+    if not tiles:
+        return 0, 0
+    tile_rows, tile_columns = map(max, zip(*tiles, strict=True))
+    reading_order = [(1 + n // tile_columns, 1 + n % tile_columns) for n in range(len(tiles))]
+    in_order = tiles == reading_order == numbers[: len(tiles)]
+    # One tile and nothing after it is the whole picture (Granite-Docling).
+    if len(numbers) == 1:
+        return 0, 0
+    return (tile_rows, tile_columns) if in_order else None
 
 
 def _row_and_column(processor: Any, seen: SeenPicture, start: int) -> tuple[int, int] | None:

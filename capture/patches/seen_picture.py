@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 
@@ -38,7 +39,20 @@ class SeenPicture:
 
     def runs(self) -> list[tuple[int, int]]:
         """Return where tokens of the picture follow each other: `(first, past the last)`."""
-        outside = torch.zeros(1, dtype=torch.int8)
-        edges = self.is_patch.to(torch.int8).diff(prepend=outside, append=outside)
-        starts, stops = (edges == 1).nonzero()[:, 0], (edges == -1).nonzero()[:, 0]
-        return list(zip(starts.tolist(), stops.tolist(), strict=True))
+        return _runs(self.is_patch)
+
+    @property
+    def n_runs_before(self) -> int:
+        """How many such runs the elements before have together."""
+        token = self.ids[self.is_patch][0]
+        before = zip(self.inputs["input_ids"], self.inputs["attention_mask"], strict=True)
+        return sum(
+            len(_runs((ids == token) & mask.bool())) for ids, mask in islice(before, self.element)
+        )
+
+
+def _runs(is_patch: torch.Tensor) -> list[tuple[int, int]]:
+    outside = torch.zeros(1, dtype=torch.int8)
+    edges = is_patch.to(torch.int8).diff(prepend=outside, append=outside)
+    starts, stops = (edges == 1).nonzero()[:, 0], (edges == -1).nonzero()[:, 0]
+    return list(zip(starts.tolist(), stops.tolist(), strict=True))

@@ -4,6 +4,7 @@ from picture_models import (
     CHAT,
     COLOURS,
     IMAGE_TOKEN,
+    NUMBERED,
     PATCH,
     SIDE,
     SQUARE,
@@ -121,4 +122,27 @@ def ovis2():
     return Ovis2ForConditionalGeneration(config), processor
 
 
-STRETCHED = (internvl, aya_vision, qianfan_ocr, ovis2)
+def granite_docling():
+    # Which older versions do not know.
+    from transformers import (
+        GraniteDoclingConfig,
+        GraniteDoclingForConditionalGeneration,
+        GraniteDoclingProcessor,
+    )
+    from transformers.models.granite_docling.image_processing_pil_granite_docling import (
+        GraniteDoclingImageProcessorPil,
+    )
+
+    tokenizer = byte_tokenizer(*NUMBERED)
+    config = GraniteDoclingConfig(
+        vision_config=vision(num_hidden_layers=1, out_hidden_size=32, scale_factor=2),
+        text_config=text(tokenizer),
+        image_token_id=IMAGE_TOKEN,
+        pad_token_id=0,
+    )
+    pictures = GraniteDoclingImageProcessorPil(size=SQUARE, max_patches=6, **COLOURS)
+    processor = GraniteDoclingProcessor(pictures, tokenizer, image_seq_len=(SIDE // 2) ** 2, **CHAT)
+    return GraniteDoclingForConditionalGeneration(config), processor
+
+
+STRETCHED = (internvl, aya_vision, qianfan_ocr, ovis2, granite_docling)

@@ -16,6 +16,11 @@ TILE = SIDE * PATCH
 COLOURS = {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}
 SQUARE = {"height": TILE, "width": TILE}
 IMAGE_TOKEN = 3
+# What Idefics 3 and those like it write before tiles.
+NUMBERED = (
+    *("<fake_token_around_image>", "<global-img>", "<end_of_utterance>"),
+    *(f"<row_{row}_col_{column}>" for row in range(1, 5) for column in range(1, 5)),
+)
 
 
 def template(image):

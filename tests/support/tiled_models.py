@@ -7,6 +7,7 @@ from picture_models import (
     CHAT,
     COLOURS,
     IMAGE_TOKEN,
+    NUMBERED,
     PATCH,
     SIDE,
     SQUARE,
@@ -42,11 +43,6 @@ from transformers.models.llava_onevision.image_processing_pil_llava_onevision im
 )
 from transformers.models.smolvlm import processing_smolvlm
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
-
-NUMBERED = (
-    *("<fake_token_around_image>", "<global-img>", "<end_of_utterance>"),
-    *(f"<row_{row}_col_{column}>" for row in range(1, 5) for column in range(1, 5)),
-)
 
 
 def llava_next():

@@ -19,6 +19,11 @@ from transformers import (
     Cohere2VisionForConditionalGeneration,
     Cohere2VisionImageProcessor,
     Cohere2VisionProcessor,
+    Lfm2Config,
+    Lfm2VlConfig,
+    Lfm2VlForConditionalGeneration,
+    Lfm2VlImageProcessor,
+    Lfm2VlProcessor,
     Llama4Config,
     Llama4ForConditionalGeneration,
     Llama4ImageProcessor,
@@ -27,6 +32,7 @@ from transformers import (
     Mistral3ForConditionalGeneration,
     MistralConfig,
     PixtralVisionConfig,
+    Siglip2VisionConfig,
     SiglipVisionConfig,
 )
 from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
@@ -97,6 +103,31 @@ def cohere2_vision():
     return Cohere2VisionForConditionalGeneration(config), processor
 
 
-TILED = (cohere2_vision,)
-UNTILED = (mistral3,)
-PADDED = (llama4,)
+def lfm2_vl():
+    marks = [f"<|img_row_{row}_col_{column}|>" for row in range(1, 5) for column in range(1, 5)]
+    tokenizer = byte_tokenizer(
+        *("<|image_start|>", "<|image_end|>", "<|img_thumbnail|>", *marks),
+        image_start_token="<|image_start|>",
+        image_end_token="<|image_end|>",
+        image_thumbnail_token="<|img_thumbnail|>",
+    )
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    config = Lfm2VlConfig(
+        vision_config=Siglip2VisionConfig(
+            num_hidden_layers=1, patch_size=PATCH, num_patches=SIDE**2, **sizes
+        ),
+        text_config=Lfm2Config(**text(tokenizer), layer_types=["full_attention"]),
+        image_token_id=IMAGE_TOKEN,
+        projector_hidden_size=32,
+    )
+    pictures = Lfm2VlImageProcessor(
+        **{"size": SQUARE, "tile_size": TILE, "encoder_patch_size": PATCH, **COLOURS},
+        **{"min_image_tokens": 2, "max_image_tokens": 4, "max_tiles": 6},
+    )
+    processor = Lfm2VlProcessor(pictures, tokenizer, **CHAT)
+    return Lfm2VlForConditionalGeneration(config), processor
+
+
+def rows_of_tiles(pixels):
+    """Turn tiles as rows of patches, [tiles, n, PATCH × PATCH × 3], into [tiles, 3, n, …]."""
+    return pixels.reshape(*pixels.shape[:2], PATCH**2, 3).permute(0, 3, 1, 2)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from picture_models import IMAGE_TOKEN, byte_tokenizer, of_pictures
+from picture_models import IMAGE_TOKEN, NUMBERED, byte_tokenizer, of_pictures
 from transformers import Llama4Processor
 
 from capture.patches.layouts import cuts_tiles, patch_places
@@ -36,6 +36,19 @@ def test_rows_with_breaks():
     row = [IMAGE_TOKEN] * 3
     found = places_of(PixtralProcessor(), [1, *row, 7, *row, 7, *row, 8, 20])
     assert found == [[0, row, column] for row in range(3) for column in range(3)]
+
+
+class GraniteDoclingProcessor:
+    """Stands for that of the same name, which numbers a single tile too."""
+
+    tokenizer = byte_tokenizer(*NUMBERED)
+
+
+def test_a_single_tile_is_the_whole_picture():
+    processor = GraniteDoclingProcessor()
+    before, mark = processor.tokenizer.convert_tokens_to_ids([NUMBERED[0], "<row_1_col_1>"])
+    found = places_of(processor, [1, before, mark, *[IMAGE_TOKEN] * 4, 20])
+    assert found == [[0, row, column] for row in range(2) for column in range(2)]
 
 
 def test_rows_of_unequal_length_are_no_grid():

@@ -4,12 +4,15 @@ import pytest
 
 pytest.importorskip("torchvision", reason="these families' processors are made with it")
 
-from looked_at import check_grid, check_tiles, patches_of, seen_in_a_batch
-from torchvision_models import cohere2_vision, llama4, mistral3
+from looked_at import check_grid, check_tiles, patches_of, seen_in_a_batch, straight
+from torchvision_models import cohere2_vision, lfm2_vl, llama4, mistral3, rows_of_tiles
 
 
-def test_tiles_on_a_canvas():
-    for pairs in seen_in_a_batch(cohere2_vision):
+@pytest.mark.parametrize(
+    ("make", "channels"), [(cohere2_vision, straight), (lfm2_vl, rows_of_tiles)]
+)
+def test_the_whole_picture_and_its_tiles(make, channels):
+    for pairs in seen_in_a_batch(make, channels):
         of_whole, of_tiles = patches_of(pairs)
         check_grid(of_whole)
         if of_tiles:
