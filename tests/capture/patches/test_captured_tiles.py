@@ -14,6 +14,7 @@ from tiled_models import llava_next
 from builder.build import build
 from builder.drawn.patches import patch_maps
 from builder.drawn.rows import draw_rows
+from capture import LiveActivations
 from llava_amber_activations.sources.source import open_source
 
 SIDE = 4
@@ -85,6 +86,20 @@ def test_places_in_the_store(made, make_store, tmp_path, reuse_prefix):
     found = list(zip(*columns, strict=True))
     expected = [(n, *place) for n, (name, _) in enumerate(SAMPLES) for place in PLACES[name]]
     assert found == expected
+
+
+def test_places_of_live_rows(made):
+    """The same, straight from the model."""
+    live = LiveActivations(
+        made / "model", made / "queries.json", image_dir=made / "images", positions="image"
+    )
+    names = ("sample", "tile", "patch_row", "patch_col")
+    found = [
+        row
+        for batch in live.batches(layer=0, n_targets=1, first_target=0, batch_size=32)
+        for row in zip(*(batch[name].tolist() for name in names), strict=True)
+    ]
+    assert found == [(n, *place) for n, (name, _) in enumerate(SAMPLES) for place in PLACES[name]]
 
 
 def test_figures_are_of_the_whole_pictures(made, make_store, tmp_path):
