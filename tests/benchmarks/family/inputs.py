@@ -45,8 +45,12 @@ class Trial:
             yield {"input_ids": torch.tensor([text]), **beside, **cut}
 
 
-def of_text() -> Trial:
+def of_text(family: str) -> Trial:
     """Return texts without pictures."""
+    if family == "paligemma":
+        # Its processor says that the prompt is a prefix, all of which attends to all of it.
+        prefix = torch.zeros(len(_TEXTS), max(map(len, _TEXTS)), dtype=torch.int64)
+        return Trial(_TEXTS, {"token_type_ids": prefix}, ("token_type_ids",))
     return Trial(_TEXTS)
 
 

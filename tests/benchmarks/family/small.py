@@ -124,7 +124,7 @@ def _small(config: Any, text: Any, family: str, path: str, ids: _Ids) -> Any:
         if name not in ("transformers_version", "model_type", "architectures", "dtype")
     }
     values = dict(was)
-    is_text = config is text or path == "decoder" or not path
+    is_text = config is text or path in ("", "decoder", "encoder.text_config")
     rules = {**_ANYWHERE, **(_TEXT if is_text else _TOWER)}
     for name, value in was.items():
         below = config.__dict__.get(name)

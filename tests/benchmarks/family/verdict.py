@@ -78,7 +78,7 @@ def judge(family: str) -> Verdict:
         return replace(start, why=f"no model is made of its config: {_said(error)}")
     body = without_head(model)
     try:
-        decoder, trial = _proven(body, with_pictures(family, config))
+        decoder, trial = _proven(body, of_text(family), with_pictures(family, config))
         sites = decoder.sites("resid_mid")
     except ActivationsError as error:
         return replace(start, outcome=REFUSED, why=str(error))
@@ -110,18 +110,18 @@ def _built(config: object) -> nn.Module:
     return model
 
 
-def _proven(body: nn.Module, pictured: Trial | None) -> tuple[Decoder, Trial]:
+def _proven(body: nn.Module, of_words: Trial, pictured: Trial | None) -> tuple[Decoder, Trial]:
     """Find the decoder on a text, or else with a picture, as `capture` does."""
     try:
-        return prove_decoder(body, next(of_text().alone())).decoder, of_text()
+        return prove_decoder(body, next(of_words.alone())).decoder, of_words
     except ActivationsError as error:
         if pictured is None:
             raise
-        of_words = error
+        without = error
     try:
         return prove_decoder(body, next(pictured.alone())).decoder, pictured
     except CannotRunError as error:
-        raise of_words from error
+        raise without from error
 
 
 @torch.inference_mode()
