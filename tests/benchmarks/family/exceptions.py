@@ -141,6 +141,10 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     "step3p7": {"text_config": {"sliding_window": 512}},
 }
 
+# Neither the config nor the processor says which token stands for a picture: `capture`, which asks
+# both, refuses them. No processor is made here, so they are listed.
+NO_IMAGE_TOKEN = ("blip", "evolla", "git", "kosmos-2", "kosmos-2.5", "mistral4")
+
 # What a reader of the table must know of it.
 NOTES: dict[str, str] = {
     "chameleon": "Config completed: it has no `vocabulary_map`.",

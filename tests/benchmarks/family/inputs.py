@@ -91,11 +91,14 @@ def with_pictures(family: str, config: Any) -> Trial | None:
         return Trial(texts, beside, ("image_embeds_position_mask",))
     if family == "mllama":
         tiles = vision.max_num_tiles
+        sees = torch.ones(n, longest, 1, tiles, dtype=torch.int64)
+        # As in the processor's prompts, where the picture does not come first.
+        sees[:, :2] = 0
         beside = {
             "pixel_values": pixels(1, tiles),
             "aspect_ratio_ids": torch.ones(n, 1, dtype=torch.int64),
             "aspect_ratio_mask": torch.ones(n, 1, tiles, dtype=torch.int64),
-            "cross_attention_mask": torch.ones(n, longest, 1, tiles, dtype=torch.int64),
+            "cross_attention_mask": sees,
         }
         return Trial(_TEXTS, beside, ("cross_attention_mask",))
     return None

@@ -11,7 +11,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import torch
 from family.by_hand import LLAMA, NAMES, hear, worst
-from family.exceptions import NOTES
+from family.exceptions import NO_IMAGE_TOKEN, NOTES
 from family.inputs import Trial, of_text, with_pictures
 from family.small import small_config
 from torch import nn
@@ -68,6 +68,16 @@ def lost(family: str, why: str) -> Verdict:
 
 def judge(family: str) -> Verdict:
     """Build a family's small model, have its decoder found, and compare what the taps gather."""
+    found = _of_decoder(family)
+    if family not in NO_IMAGE_TOKEN or found.outcome not in (CHECKED, ACCEPTED):
+        return found
+    why = "its config and processor name no image token"
+    if found.outcome == CHECKED:
+        why += f"; of its decoder, values were checked ({found.worst:.1e})"
+    return replace(found, outcome=REFUSED, why=why)
+
+
+def _of_decoder(family: str) -> Verdict:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     start = lost(family, "")
