@@ -35,7 +35,7 @@ from capture.pipeline import PassSetup
 from llava_amber_activations.store.layout import recipe_chunks
 
 N_LAYERS, WIDTH, IMAGE_SIZE = 30, 576, 112
-N_SAMPLES, PER_PASS, BATCH = 16, 8, 256
+N_SAMPLES, PER_PASS, BATCH = 24, 8, 256
 LAYER, N_TARGETS = 5, 4
 MIX_ROWS = 1024
 
@@ -114,7 +114,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("scratch", type=Path)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--without-saelens", action="store_true")
+    parser.add_argument("--beside", choices=("bare", "saelens"), help="one of the two alone")
     arguments = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()
     folder: Path = arguments.scratch
@@ -124,8 +124,10 @@ def main() -> None:
     )
     model = load_model(str(path), dtype="float32", device=torch.device("cpu"))
     began = time.perf_counter()
-    lines = live_lines(model, folder, arguments.repeats)
-    if not arguments.without_saelens:
+    lines: list[Line] = []
+    if arguments.beside != "saelens":
+        lines += live_lines(model, folder, arguments.repeats)
+    if arguments.beside != "bare":
         lines += saelens_lines(model, folder, arguments.repeats)
     print(f"{date.today()}, {processor()}, {torch.get_num_threads()} threads, ", end="")
     print(f"Python {platform.python_version()}, torch {torch.__version__}, transformers ", end="")
