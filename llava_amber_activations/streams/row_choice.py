@@ -16,7 +16,6 @@ from llava_amber_activations.errors import ActivationsError
 from llava_amber_activations.formats.arrow_vectors import numbers_in
 from llava_amber_activations.formats.columns import (
     FLOATS,
-    INTEGERS,
     KIND,
     KINDS,
     POSITION,
@@ -204,9 +203,16 @@ def _values(name: str, wanted: Wanted) -> tuple[int, ...] | tuple[str, ...]:
     Raises:
         ActivationsError: there is no such column, or they are not its values.
     """
-    if name not in (*STRINGS, *INTEGERS):
-        known = ", ".join(column for column in ROW_COLUMNS if column not in FLOATS)
-        raise ActivationsError(f"rows cannot be chosen by {name!r}: they can by {known}")
+    known = [column for column in ROW_COLUMNS if column not in FLOATS]
+    if name in FLOATS:
+        raise ActivationsError(
+            f"rows cannot be chosen by {name!r}, of which each has a value of its own: they can by "
+            f"{', '.join(known)}"
+        )
+    if name not in known:
+        raise ActivationsError(
+            f"rows have no column {name!r} to be chosen by: they have {', '.join(known)}"
+        )
     given = [wanted] if isinstance(wanted, int | str) else list(wanted)
     if not given:
         raise ActivationsError(f"no value of {name} is asked for, so that no row can be wanted")

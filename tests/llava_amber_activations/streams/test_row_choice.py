@@ -10,6 +10,7 @@ from llava_amber_activations import (
     ActivationsError,
     activation_batches,
     load_activations,
+    open_layer,
 )
 from llava_amber_activations.reading import layer_rows
 from llava_amber_activations.streams.row_choice import row_choice
@@ -85,7 +86,7 @@ def test_the_rows_are_those(all_dataset, columns, wanted, tmp_path, name, way):
 
 
 def test_codes_are_exported(columns):
-    assert KINDS == ("text", "image", "generated")
+    assert KINDS == ("text", "image", "generated", "answer", "system")
     assert set(np.unique(columns["kind"])) <= {0, 1, 2}
 
 
@@ -105,12 +106,8 @@ def test_only_row_groups_with_a_wanted_row_are_read(folder, columns, monkeypatch
     monkeypatch.setattr("llava_amber_activations.streams.layer_stream.read_layer_rows", rows_read)
     monkeypatch.setattr("llava_amber_activations.streams.row_choice.read_columns", few_read)
     acts = Activations(folder)
-    n_groups = sum(
-        1
-        for _ in acts.batches(5, 1)._rows._stream.pieces(
-            acts.batches(5, 1)._rows._stream.open_shards()
-        )
-    )
+    stream = open_layer(folder, 5, 1)
+    n_groups = sum(1 for _ in stream.pieces(stream.open_shards()))
     batches = acts.batches(5, 1, samples=[3])
     assert not vectors
     assert {names for *_, names in deciding} == {("sample",)}
