@@ -71,14 +71,14 @@ def token_counts(monkeypatch):
     counts = []
     original = prefix.run_prefixed
 
-    def run(inputs, model, taps, choice):
+    def run(inputs, model, taps, choice, **options):
         language_model = model.body.get_submodule("language_model")
         handle = language_model.register_forward_pre_hook(
             lambda module, args, kwargs: counts.append(tuple(kwargs["inputs_embeds"].shape[:2])),
             with_kwargs=True,
         )
         try:
-            return original(inputs, model, taps, choice)
+            return original(inputs, model, taps, choice, **options)
         finally:
             handle.remove()
 
