@@ -103,7 +103,7 @@ def capture_command(
     """
     if max_new_tokens is not None and positions != "generated":
         raise typer.BadParameter("--max-new-tokens goes with --positions generated")
-    if answer_column is not None and positions == "generated":
+    if answer_column and positions == "generated":
         raise typer.BadParameter(
             "--answer-column gives the model its answers, and --positions generated has it write "
             "them: leave one of them out"

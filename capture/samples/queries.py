@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import reprlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +90,8 @@ def read_query_file(asked: BenchmarkAsked, max_samples: int | None = None) -> En
     picture; and the answer under the key that was asked for.
 
     Returns:
-        The first `max_samples` queries; the checksum is that of the whole file.
+        The first `max_samples` queries; the checksum is that of the whole file, and of the keys
+        where others than the usual ones were asked for.
 
     Raises:
         ActivationsError: the file is missing, not JSON, not a list, empty, or an entry lacks a key
@@ -113,7 +115,11 @@ def read_query_file(asked: BenchmarkAsked, max_samples: int | None = None) -> En
         query, of_entry = _query(sample, entry, asked, f"entry {sample} of {path}")
         queries.append(query)
         n_first += of_entry.n_answers > 1
-    return Entries(queries, hashlib.sha256(content).hexdigest(), n_first)
+    digest = hashlib.sha256(content)
+    keys = (asked.image_column, asked.query_column)
+    if keys != (None, None):
+        digest.update(json.dumps(keys).encode())
+    return Entries(queries, digest.hexdigest(), n_first)
 
 
 def _query(sample: int, entry: Any, asked: BenchmarkAsked, where: str) -> tuple[Query, Asked]:

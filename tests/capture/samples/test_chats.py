@@ -1,5 +1,6 @@
 """What entries ask, in both forms that data sets have chats in, and what cannot be asked."""
 
+import hashlib
 import json
 
 import datasets
@@ -84,6 +85,21 @@ def test_entries_that_give_no_answer(tmp_path, entry, said):
     path.write_text(json.dumps({"id": 1, **entry}))
     with pytest.raises(ActivationsError, match=said):
         read_query_file(BenchmarkAsked(path, answer_column="answer"))
+
+
+def test_other_keys_are_other_queries(tmp_path):
+    """A store that was begun with one key is not gone on with by another."""
+    path = tmp_path / "q.json"
+    entries = [{"id": 1, "image": "1.jpg", "query": "Why?", "picture": "2.jpg", "asked": "Who?"}]
+    path.write_text(json.dumps(entries))
+    usual = read_query_file(BenchmarkAsked(path))
+    other = read_query_file(BenchmarkAsked(path, image_column="picture", query_column="asked"))
+    assert usual.queries == [Query(0, 1, "1.jpg", "Why?")]
+    assert other.queries == [Query(0, 1, "2.jpg", "Who?")]
+    aside = read_query_file(BenchmarkAsked(path, image_column="-"))
+    assert aside.queries == [Query(0, 1, None, "Why?")]
+    assert usual.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert len({usual.sha256, other.sha256, aside.sha256}) == 3
 
 
 @pytest.fixture(scope="module")
