@@ -37,25 +37,10 @@ def check_capture(settings: CaptureSettings) -> Benchmark:
         check_n_targets(settings.n_targets, model.n_layers)
         check_kept(settings.layers, model.n_layers)
     benchmark = read_benchmark(settings)
-    _check_answers(settings, benchmark)
     check_begun(settings, benchmark)
     if not is_store(settings.output_dir):
         check_capture_room(settings, benchmark.queries, model)
     return benchmark
-
-
-def _check_answers(settings: CaptureSettings, benchmark: Benchmark) -> None:
-    """Check that there are answers, where it is asked how likely their tokens are.
-
-    Raises:
-        ActivationsError: no sample has one, and the model is not to write any.
-    """
-    given = any(query.answer is not None for query in benchmark.queries)
-    if settings.logprobs and settings.response_tokens is None and not given:
-        raise ActivationsError(
-            "--logprobs is of the tokens of answers, and no sample has one: name their column by "
-            "--answer-column, or have the model answer by --positions generated"
-        )
 
 
 def check_place(store: Path) -> None:

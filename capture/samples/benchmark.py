@@ -184,6 +184,11 @@ def _check_samples(queries: Sequence[Query], settings: CaptureSettings) -> None:
             f"sample {answered.sample} has an answer to read, and --positions generated has the "
             "model write one: give --positions answer or all, or leave the answers out"
         )
+    if settings.logprobs and settings.response_tokens is None and answered is None:
+        raise ActivationsError(
+            "--logprobs is of the tokens of answers, and no sample has one: name their column by "
+            "--answer-column, or have the model answer by --positions generated"
+        )
     if settings.positions == "answer" and answered is None:
         raise ActivationsError(
             "--positions answer keeps the tokens of answers, and no sample has one: give "
