@@ -1,10 +1,11 @@
 """Live batches beside SAELens' `ActivationsStore`, of one hook of the same text model.
 
-Both run a language model, random weights of SmolLM2-135M's depth and width, over texts of 96 tokens,
-eight at once, and mix rows in a buffer of as many. What is timed is an epoch of ours, and as many
-positions of theirs, which has no epochs, once its buffer has been filled. Theirs gets token ids,
-and ours makes them of the texts. The hook is the MLP's output of the last layer, which both can
-read: theirs ends a pass behind the layer of its hook, ours runs all layers whichever is asked for.
+Both run a language model, random weights of SmolLM2-135M's depth and width, over texts of 96
+tokens, eight at once, and mix rows in a buffer of as many. What is timed is an epoch of ours, and
+as many positions of theirs, which has no epochs, once its buffer has been filled. Theirs gets
+token ids, and ours makes them of the texts. The hook is the MLP's output of the last layer, which
+both can read: theirs ends a pass behind the layer of its hook, ours runs all layers whichever is
+asked for.
 """
 
 from __future__ import annotations
