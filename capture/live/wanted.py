@@ -175,9 +175,15 @@ class _SeveralSites(Taps):
         self._entered.close()
 
     @contextmanager
-    def aimed(self, flat: torch.Tensor, device: torch.device) -> Iterator[torch.Tensor]:
+    def aimed(
+        self, flat: torch.Tensor, device: torch.device, *, to_the_end: bool = True
+    ) -> Iterator[torch.Tensor]:
         with ExitStack() as stack:
-            parts = [stack.enter_context(taps.aimed(flat, device)) for taps in self._each]
+            # The last of them may end the pass: its hooks come after those of the others.
+            *others, last = self._each
+            aimed = [taps.aimed(flat, device) for taps in others]
+            aimed.append(last.aimed(flat, device, to_the_end=to_the_end))
+            parts = [stack.enter_context(each) for each in aimed]
             whole = parts[0].new_empty((sum(map(len, parts)), *parts[0].shape[1:]))
             yield whole
         torch.cat(parts, out=whole)

@@ -13,6 +13,10 @@ from capture.model.decoder import Decoder
 from capture.model.structure.calls import first_tensor, output_tensor
 
 
+class _LastTapPassedError(Exception):
+    """A pass has given the last vector that is wanted of it."""
+
+
 class Taps:
     """Gathers `x` and `mlp_out` of layers into one buffer, from the device of each layer.
 
@@ -42,6 +46,7 @@ class Taps:
         self._hooks = ExitStack()
         self._flat = torch.empty(0, dtype=torch.int64)
         self._buffer: torch.Tensor | None = None
+        self._to_the_end = True
 
     def __enter__(self) -> Taps:
         for slot, layer in enumerate(self.layers):
@@ -59,12 +64,16 @@ class Taps:
         self._hooks.close()
 
     @contextmanager
-    def aimed(self, flat: torch.Tensor, device: torch.device) -> Iterator[torch.Tensor]:
+    def aimed(
+        self, flat: torch.Tensor, device: torch.device, *, to_the_end: bool = True
+    ) -> Iterator[torch.Tensor]:
         """Choose the rows of the forward pass that runs inside the block.
 
         Args:
             flat: int64 [rows], into the pass's [batch × T] tokens.
             device: of the buffer.
+            to_the_end: run the layers behind the last tapped one, too. Without them the block ends
+                inside the pass, which then returns nothing.
 
         Yields:
             [2 × layers, rows, H], filled when the block ends: `x` of every tapped layer, then
@@ -73,8 +82,11 @@ class Taps:
         self._flat = flat.to(device)
         shape = (2 * len(self.layers), len(flat), self._decoder.hidden_size)
         self._buffer = torch.empty(shape, dtype=self._dtype, device=device)
+        self._to_the_end = to_the_end or self.layers[-1] == len(self._decoder.layers) - 1
         try:
             yield self._buffer
+        except _LastTapPassedError:
+            pass
         finally:
             # The buffer is the caller's now. Passes outside the block (generation) are not tapped.
             self._buffer = None
@@ -97,7 +109,12 @@ class Taps:
         return hook
 
     def _output_hook(self, slot: int, scale: float | torch.Tensor | None) -> Callable[..., None]:
+        last = 2 * len(self.layers) - 1
+
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             self._gather(slot, output_tensor(output), scale)
+            # Of a layer, its MLP's output is the last to come.
+            if self._buffer is not None and not self._to_the_end and slot == last:
+                raise _LastTapPassedError
 
         return hook

@@ -187,7 +187,7 @@ def run_prefixed(
     cache.batch_select_indices(inputs.picture)
     ids = inputs.ids[:, inputs.length :]
     flat = rows.element * ids.shape[1] + position - inputs.length
-    with taps.aimed(flat[~in_prefix], model.device) as of_suffix:
+    with taps.aimed(flat[~in_prefix], model.device, to_the_end=logprobs) as of_suffix:
         second = model.body(
             **model.on_device({"input_ids": ids, "attention_mask": inputs.mask}),
             **{CACHE: cache},

@@ -161,7 +161,7 @@ def run_batch(
         system=prepared.system,
         patches=prepared.patches,
     )
-    with taps.aimed(rows.flat, model.device) as gathered:
+    with taps.aimed(rows.flat, model.device, to_the_end=settings.logprobs) as gathered:
         output = model.body(**model.on_device(inputs), use_cache=False)
     if settings.logprobs:
         states = output.last_hidden_state

@@ -7,7 +7,7 @@ patches, all positions, float32 on a CPU. The bare pass is the model without its
 that were prepared before, eight samples at once, as live passes have them: no hook, no picture
 read, no prompt made. Live reads the pictures, makes the prompts, taps, checks, mixes and cuts
 batches of 256 rows, in the same process and with the same threads, and its batches are touched as a
-trainer would.
+trainer would. A pass of ours ends behind the last layer that is asked for; the bare one is whole.
 
 SAELens' `ActivationsStore`, in a virtual environment of its own (`peer.py`), runs the same language
 model over texts; `live_peer.py` says what is compared.
@@ -36,7 +36,9 @@ from llava_amber_activations.store.layout import recipe_chunks
 
 N_LAYERS, WIDTH, IMAGE_SIZE = 30, 576, 112
 N_SAMPLES, PER_PASS, BATCH = 24, 8, 256
-LAYER, N_TARGETS = 5, 4
+N_TARGETS = 4
+# The last layer that has so many targets: its passes are whole. Those of an early one end sooner.
+LAYER, EARLY_LAYER = N_LAYERS - 1 - N_TARGETS, 5
 MIX_ROWS = 1024
 
 
@@ -82,12 +84,13 @@ def live_lines(model: CaptureModel, folder: Path, repeats: int) -> list[Line]:
     )
     options = {"batch_size": BATCH}
     layer = {"layer": LAYER, "n_targets": N_TARGETS, **options}
+    early = layer | {"layer": EARLY_LAYER}
+    asked, mixed = f"and {N_TARGETS} targets", f"{MIX_ROWS} rows mixed"
     ways = {
-        f"a layer and {N_TARGETS} targets, in order": live.batches(**layer),
-        f"a layer and {N_TARGETS} targets, {MIX_ROWS} rows mixed": live.batches(
-            **layer, shuffle=True
-        ),
-        f"x and mlp_out of all {N_LAYERS} layers, {MIX_ROWS} rows mixed": live.hook_batches(
+        f"layer {LAYER} {asked}, in order": live.batches(**layer),
+        f"layer {LAYER} {asked}, {mixed}": live.batches(**layer, shuffle=True),
+        f"layer {EARLY_LAYER} {asked}, {mixed}": live.batches(**early, shuffle=True),
+        f"x and mlp_out of all {N_LAYERS} layers, {mixed}": live.hook_batches(
             **options, shuffle=True
         ),
     }

@@ -3,9 +3,8 @@
 Both run a language model, random weights of SmolLM2-135M's depth and width, over texts of 96
 tokens, eight at once, and mix rows in a buffer of as many. What is timed is an epoch of ours, and
 as many positions of theirs, which has no epochs, once its buffer has been filled. Theirs gets
-token ids, and ours makes them of the texts. The hook is the MLP's output of the last layer, which
-both can read: theirs ends a pass behind the layer of its hook, ours runs all layers whichever is
-asked for.
+token ids, and ours makes them of the texts. The hook is an MLP's output, of an early layer and of
+the last one: both end a pass behind the hook's layer.
 """
 
 from __future__ import annotations
@@ -24,13 +23,12 @@ from transformers import LlamaForCausalLM
 
 from capture import CaptureModel, LiveActivations
 
-CONTEXT, N_TEXTS, PER_PASS, BATCH, LAYER = 96, 24, 8, 256, 29
+CONTEXT, N_TEXTS, PER_PASS, BATCH, LAYERS = 96, 24, 8, 256, (5, 29)
 MIX_ROWS = 2 * PER_PASS * CONTEXT
-HOOK = f"blocks.{LAYER}.hook_mlp_out"
 
 
 def saelens_lines(model: CaptureModel, folder: Path, repeats: int) -> list[Line]:
-    """Measure the two in turn, after checking that they give the same vectors."""
+    """Measure the two in turn at each hook."""
     texts = _make_texts(model, folder)
     live = LiveActivations(
         model,
@@ -41,29 +39,36 @@ def saelens_lines(model: CaptureModel, folder: Path, repeats: int) -> list[Line]
         chunk_samples=PER_PASS,
         mix_rows=MIX_ROWS,
     )
-    batches = live.hook_batches([LAYER], x_site=[], batch_size=BATCH, shuffle=True)
-    n_rows = sum(len(batch[HOOK]) for batch in batches)
+    return [_line(live, folder, layer, repeats) for layer in LAYERS]
+
+
+def _line(live: LiveActivations, folder: Path, layer: int, repeats: int) -> Line:
+    """Measure the two at one hook, after checking that they give the same vectors."""
+    batches = live.hook_batches([layer], x_site=[], batch_size=BATCH, shuffle=True)
+    n_rows = sum(len(batch[_hook(layer)]) for batch in batches)
     assert n_rows == CONTEXT * N_TEXTS, n_rows
     mine: list[float] = []
     theirs: list[float] = []
-    arguments = [folder, f"model.layers.{LAYER}.mlp", CONTEXT, PER_PASS, BATCH, MIX_ROWS]
+    arguments = [folder, f"model.layers.{layer}.mlp", CONTEXT, PER_PASS, BATCH, MIX_ROWS]
     with sae_lens(folder, "live_peer_side.py", arguments) as peer:
-        _check_alike(live, peer.ask("vectors"))
+        _check_alike(live, layer, peer.ask("vectors"))
         peer.ask(n_rows)
         for _ in range(repeats):
             mine.append(_seconds(touched(batches)))
             theirs.append(peer.ask(n_rows))
-    return [
-        Line(
-            "Live",
-            f"an MLP's output, {MIX_ROWS} rows mixed, texts",
-            "SAELens' ActivationsStore",
-            "positions/s",
-            rates(n_rows, mine),
-            rates(n_rows, theirs),
-            note="theirs gets token ids; ours says which rows they are where asked",
-        )
-    ]
+    return Line(
+        "Live",
+        f"layer {layer}'s MLP output, {MIX_ROWS} rows mixed, texts",
+        "SAELens' ActivationsStore",
+        "positions/s",
+        rates(n_rows, mine),
+        rates(n_rows, theirs),
+        note="theirs gets token ids; ours says which rows they are where asked",
+    )
+
+
+def _hook(layer: int) -> str:
+    return f"blocks.{layer}.hook_mlp_out"
 
 
 def _seconds(run: Callable[[], None]) -> float:
@@ -93,8 +98,8 @@ def _make_texts(model: CaptureModel, folder: Path) -> Path:
     return path
 
 
-def _check_alike(live: LiveActivations, theirs: list[float]) -> None:
+def _check_alike(live: LiveActivations, layer: int, theirs: list[float]) -> None:
     """Check the norms of the first pass's vectors."""
-    batch = next(iter(live.hook_batches([LAYER], x_site=[], batch_size=PER_PASS * CONTEXT)))
-    found = torch.tensor(theirs)
-    assert torch.allclose(batch[HOOK].norm(dim=-1), found, rtol=1e-4), (batch[HOOK].shape, found)
+    batch = next(iter(live.hook_batches([layer], x_site=[], batch_size=PER_PASS * CONTEXT)))
+    norms = batch[_hook(layer)].norm(dim=-1)
+    assert torch.allclose(norms, torch.tensor(theirs), rtol=1e-4), (norms, theirs)

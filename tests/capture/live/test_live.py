@@ -69,6 +69,7 @@ def test_unmixed_they_are_those_on_the_disk_in_order(live, disk, asked):
     [
         {"rows": True},
         {"layers": [3, 0], "x_site": ["resid_mid", "mlp_in"], "rows": True},
+        {"layers": [1, 0], "x_site": ["resid_mid", "mlp_in"]},
         {"layers": [2], "mlp_out": False},
         {"layers": [2, 3], "x_site": [], "skip_first": True},
     ],
@@ -297,6 +298,29 @@ def test_only_what_is_asked_for_is_tapped_and_run(make_live, small_model, monkey
     list(batches)
     assert len(passes) == 2
     assert hooked_layers(small_model) == set()
+
+
+@pytest.mark.parametrize(
+    ("asked", "ran"),
+    [
+        ({"layers": [1]}, [0, 1]),
+        ({"layers": [0], "x_site": ["resid_pre", "resid_mid", "mlp_in"]}, [0]),
+        ({"layers": [0, 3]}, [0, 1, 2, 3]),
+    ],
+    ids=str,
+)
+def test_a_pass_ends_behind_the_last_wanted_layer(live, small_model, asked, ran):
+    seen = []
+    handles = [
+        layer.register_forward_pre_hook(lambda *_, n=n: seen.append(n))
+        for n, layer in enumerate(small_model.decoder.layers)
+    ]
+    try:
+        next(iter(live.hook_batches(**asked, batch_size=10)))
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert seen[: len(ran)] == ran and set(seen) == set(ran)
 
 
 def test_two_iterations_at_once(live):
