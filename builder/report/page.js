@@ -178,7 +178,7 @@
         if (!sample.picture) {
           place.append(make("div", { class: "nothing" }, sample.image
             ? `${sample.image}: its picture is not in this page, and no row is a patch of it`
-            : "nothing is known of its picture, and no row is a patch of it"));
+            : "a text alone, or a sample whose picture is not known: no row is a patch of it"));
         }
         return;
       }

@@ -53,7 +53,8 @@ from capture.samples.queries import read_queries
 MATRIX = 8192
 FEW = 32
 WRITE_BYTES = 1 << 28
-LIVE_LAYER, LIVE_TARGETS, LIVE_BATCH = 5, 4, 4096
+# The last layer with so many targets, so that the passes are whole.
+LIVE_LAYER, LIVE_TARGETS, LIVE_BATCH = 27, 4, 4096
 COLUMNS = (
     *("positions", "", "samples", "samples/s", "of the bare pass", "times the plain script"),
     *("of the disk", "of the smaller", "of peak", "idle", "bytes a sample", "host memory, MB"),
