@@ -7,7 +7,8 @@ import pytest
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-PAGE = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
 HEAD = re.compile(
     r"Of the (?P<all>\d+) families of transformers (?P<version>\S+), (?P<captured>\d+) can be "
     r"captured: (?P<checked>\d+) with their values checked, (?P<accepted>\d+) accepted by their "
@@ -20,6 +21,11 @@ BEGINNINGS = {
     "refused": "refused: ",
     "untried": "not tried: ",
 }
+
+
+def test_it_was_made_with_the_pinned_version():
+    pinned = (ROOT / "tests" / "constraints.txt").read_text(encoding="utf-8")
+    assert HEAD.search(PAGE)["version"] == re.search(r"^transformers==(\S+)", pinned, re.M)[1]
 
 
 def test_every_family_of_the_version_it_was_made_with_has_a_row():
